@@ -1,0 +1,3 @@
+module llava.dev/tests/cluster/probe
+
+go 1.26.0
