@@ -1,0 +1,466 @@
+//! A deployment's status and Events (pure), from what was observed and applied.
+
+use std::time::{Duration, Instant};
+
+use crds::LlavaDeploymentStatus;
+use crds::condition::{deployment as kind, reason};
+use crds::name::{WORKER, label};
+use crds::worker::{Heartbeat, Phase};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+use super::apply::Applied;
+use super::check::{Checked, Refusal};
+use super::observe::Observed;
+use super::plan::{Goal, Member};
+use crate::conditions::{Conditions, Truth};
+use crate::settings::Settings;
+use crate::worker::report::{LOAD_PERIOD, Verdict};
+
+/// Reasons that pass by themselves while a worker comes up or goes.
+const PASSING: &[&str] = &[
+    reason::READY,
+    reason::POD_MISSING,
+    reason::UNSCHEDULED,
+    reason::STARTING,
+    reason::FETCHING,
+    reason::LOADING,
+    reason::WARMING_UP,
+    reason::DRAINING,
+];
+
+/// The worker that is worst off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Worst {
+    reason: String,
+    message: String,
+    notable: bool,
+}
+
+/// Numbers of workers after what was applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    live: usize,
+    updated: usize,
+    available: usize,
+}
+
+/// The status of a deployment that cannot be worked with.
+#[must_use]
+pub fn refused(observed: &Observed, refusal: &Refusal) -> LlavaDeploymentStatus {
+    let before = observed.deployment.status.clone().unwrap_or_default();
+    let generation = observed.deployment.metadata.generation;
+    let mut conditions = Conditions::new(&before.conditions, generation, &observed.now);
+    let available = observed.workers.iter().any(|(_, member)| member.available);
+    conditions.set(
+        kind::AVAILABLE,
+        Truth::from(available),
+        refusal.reason,
+        &refusal.message,
+    );
+    conditions.set(
+        kind::PROGRESSING,
+        Truth::False,
+        refusal.reason,
+        &refusal.message,
+    );
+    conditions.set(
+        kind::DEGRADED,
+        Truth::True,
+        refusal.reason,
+        &refusal.message,
+    );
+    LlavaDeploymentStatus {
+        observed_generation: generation,
+        summary: Some(refusal.reason.to_owned()),
+        conditions: conditions.finish(),
+        ..before
+    }
+}
+
+/// The status that tells what is known now, and when the progress deadline has to be looked at.
+#[must_use]
+pub fn status(
+    observed: &Observed,
+    checked: &Checked,
+    goal: &Goal,
+    delete_first: bool,
+    applied: &Applied,
+    settings: &Settings,
+) -> (LlavaDeploymentStatus, Option<Duration>) {
+    let before = observed.deployment.status.clone().unwrap_or_default();
+    let counts = count(observed, goal, applied);
+    let worst = worst(observed, applied);
+    let replicas = goal.replicas;
+    let complete =
+        counts.updated == replicas && counts.live == replicas && counts.available == replicas;
+    let int = |figure: usize| i32::try_from(figure).unwrap_or(i32::MAX);
+    let update = Some(goal.revision.clone());
+    let moved = before.update_revision != update
+        || before.observed_generation != observed.deployment.metadata.generation
+        || before.desired_replicas != int(replicas)
+        || int(counts.updated) > before.updated_replicas
+        || int(counts.available) > before.available_replicas
+        || int(counts.live) < before.replicas;
+    let last_progress = match &before.last_progress_time {
+        Some(time) if !moved => time.clone(),
+        _ => observed.now.time(),
+    };
+    let standing = observed.now.wall.duration_since(last_progress.0);
+    let standing = Duration::try_from(standing).unwrap_or_default();
+    let overdue = !complete && standing >= checked.progress_deadline;
+
+    let old = counts.live > counts.updated;
+    let settled = complete
+        || (progressing(&before) == Some(reason::COMPLETE)
+            && before.update_revision == update
+            && before.desired_replicas == int(replicas)
+            && !old);
+    let (truth, word) = if checked.paused && old {
+        (Truth::Unknown, reason::PAUSED)
+    } else if settled {
+        (Truth::True, reason::COMPLETE)
+    } else if overdue {
+        (Truth::False, reason::PROGRESS_DEADLINE_EXCEEDED)
+    } else if old {
+        (Truth::True, reason::UPDATING)
+    } else {
+        (Truth::True, reason::SCALING)
+    };
+    let floor = replicas
+        .saturating_sub(goal.unavailable)
+        .max(usize::from(replicas > 0));
+    let enough = counts.available >= floor;
+    let cause = worst.as_ref().filter(|worst| worst.notable);
+    let numbers = format!(
+        "{} of {replicas} workers answer, {} have the template of the spec",
+        counts.available, counts.updated
+    );
+    let explained = match &worst {
+        Some(worst) => format!("{numbers}; {}", worst.message),
+        None => numbers.clone(),
+    };
+    let one_by_one = delete_first || (goes_delete_first(Some(&before)) && !complete);
+    // What the rollout itself brings about is no news.
+    let expected = |worst: &&Worst| !(one_by_one && worst.reason == reason::UNSCHEDULABLE);
+    let cause = cause.filter(expected);
+    let summary = summary(
+        replicas,
+        counts,
+        complete,
+        word,
+        enough,
+        worst.as_ref().filter(expected),
+    );
+
+    let generation = observed.deployment.metadata.generation;
+    let mut conditions = Conditions::new(&before.conditions, generation, &observed.now);
+    conditions.set(
+        kind::AVAILABLE,
+        Truth::from(enough),
+        match (enough, replicas, &worst) {
+            (true, 0, _) => reason::SCALED_TO_ZERO,
+            (true, ..) if counts.available >= replicas => reason::READY,
+            (true, ..) => reason::WORKERS_MISSING,
+            (false, _, Some(worst)) => &worst.reason,
+            (false, ..) => reason::SCALING,
+        },
+        if counts.available >= replicas {
+            &numbers
+        } else {
+            &explained
+        },
+    );
+    let standing_still = match word {
+        reason::PROGRESS_DEADLINE_EXCEEDED => {
+            format!(
+                "no progress for {} s; {explained}",
+                checked.progress_deadline.as_secs()
+            )
+        }
+        reason::COMPLETE => "all workers have the template of the spec".to_owned(),
+        reason::PAUSED => {
+            "spec.rollout.paused holds the rollout; set it to false to go on".to_owned()
+        }
+        _ => explained.clone(),
+    };
+    conditions.set(kind::PROGRESSING, truth, word, &standing_still);
+    match cause {
+        Some(worst) => conditions.set(kind::DEGRADED, Truth::True, &worst.reason, &worst.message),
+        None => conditions.set(kind::DEGRADED, Truth::False, reason::HEALTHY, ""),
+    }
+    if one_by_one {
+        conditions.set(
+            kind::DELETE_FIRST,
+            Truth::True,
+            reason::NO_ROOM_FOR_SURGE,
+            "no node has room for a further worker, so that old workers go one at a time before their successors come",
+        );
+    } else {
+        conditions.set(kind::DELETE_FIRST, Truth::False, reason::WITHIN_BOUNDS, "");
+    }
+
+    let status = LlavaDeploymentStatus {
+        observed_generation: generation,
+        model: checked.template.model.name.clone(),
+        desired_replicas: int(replicas),
+        replicas: int(counts.live),
+        ready_replicas: int(counts.available),
+        updated_replicas: int(counts.updated),
+        available_replicas: int(counts.available),
+        selector: Some(format!(
+            "{}={WORKER},{}={}",
+            label::NAME,
+            label::DEPLOYMENT,
+            observed.key.name
+        )),
+        current_revision: current_revision(observed, goal, complete, before.current_revision),
+        update_revision: update,
+        image: checked.template.pod.image.clone(),
+        queue_length: int(observed.waiting)
+            .saturating_add(i32::try_from(observed.demand.waiting).unwrap_or(i32::MAX)),
+        running_requests: int(observed.running),
+        url: settings
+            .url
+            .as_ref()
+            .map(|base| format!("{}/v1", base.trim_end_matches('/'))),
+        summary: Some(summary),
+        last_progress_time: Some(last_progress),
+        conditions: conditions.finish(),
+    };
+    let deadline = (!settled && !overdue && !checked.paused)
+        .then(|| checked.progress_deadline.saturating_sub(standing) + Duration::from_millis(100));
+    (status, deadline)
+}
+
+/// Whether the rollout under way replaces workers one by one for want of room.
+#[must_use]
+pub fn goes_delete_first(status: Option<&LlavaDeploymentStatus>) -> bool {
+    status
+        .and_then(|status| condition(status, kind::DELETE_FIRST))
+        .is_some_and(|condition| condition.status == "True")
+}
+
+fn progressing(status: &LlavaDeploymentStatus) -> Option<&str> {
+    condition(status, kind::PROGRESSING).map(|condition| condition.reason.as_str())
+}
+
+fn condition<'a>(status: &'a LlavaDeploymentStatus, kind: &str) -> Option<&'a Condition> {
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == kind)
+}
+
+fn count(observed: &Observed, goal: &Goal, applied: &Applied) -> Counts {
+    let left = |member: &&Member| member.counts() && !applied.deleted.contains(&member.uid);
+    let mut counts = Counts::default();
+    for member in observed
+        .workers
+        .iter()
+        .map(|(_, member)| member)
+        .filter(left)
+    {
+        counts.live += 1;
+        counts.updated += usize::from(member.revision == goal.revision);
+        counts.available += usize::from(member.available);
+    }
+    for worker in &applied.created {
+        counts.live += 1;
+        counts.updated += usize::from(worker.spec.revision == goal.revision);
+    }
+    counts
+}
+
+/// The cause that people should read first.
+fn worst(observed: &Observed, applied: &Applied) -> Option<Worst> {
+    if let Some(error) = applied.error.as_ref().filter(|error| !error.is_gone()) {
+        return Some(Worst {
+            reason: error.reason().to_owned(),
+            message: error.to_string().chars().take(1024).collect(),
+            notable: true,
+        });
+    }
+    let silent = |heartbeat: Heartbeat| {
+        let all = observed.workers.iter();
+        all.filter(|(worker, _)| {
+            worker
+                .status
+                .as_ref()
+                .is_some_and(|status| status.heartbeat == heartbeat)
+        })
+        .count()
+    };
+    // When every Lease looks stale, the API server or this process is the suspect.
+    let everybody_silent = silent(Heartbeat::Stale) > 1 && silent(Heartbeat::Fresh) == 0;
+    let ranked = observed
+        .workers
+        .iter()
+        .filter(|(_, member)| !member.terminating)
+        .filter_map(|(worker, member)| {
+            let status = worker.status.as_ref()?;
+            let word = status.reason.clone()?;
+            let lost = word == reason::HEARTBEAT_LOST && !everybody_silent;
+            if member.available && !lost {
+                return None;
+            }
+            let notable = lost || !PASSING.contains(&word.as_str());
+            let rank = match status.phase {
+                Phase::Failed => 4,
+                Phase::Unready => 3,
+                Phase::Pending => 2,
+                Phase::Loading => 1,
+                Phase::Draining | Phase::Ready => 0,
+            };
+            let said = status.message.as_deref().unwrap_or_default();
+            let message = format!("worker {}: {said}", member.name);
+            Some((
+                (notable, rank, std::cmp::Reverse(member.name.clone())),
+                word,
+                message,
+            ))
+        });
+    let ((notable, ..), reason, message) = ranked.max_by(|one, two| one.0.cmp(&two.0))?;
+    Some(Worst {
+        reason,
+        message,
+        notable,
+    })
+}
+
+/// One word on how it stands.
+fn summary(
+    replicas: usize,
+    counts: Counts,
+    complete: bool,
+    progress: &str,
+    enough: bool,
+    worst: Option<&Worst>,
+) -> String {
+    let cause = worst
+        .filter(|worst| worst.notable)
+        .map(|worst| worst.reason.as_str());
+    let word = if replicas == 0 && counts.live == 0 {
+        reason::SCALED_TO_ZERO
+    } else if complete {
+        cause.unwrap_or(reason::READY)
+    } else if let Some(cause) = cause {
+        cause
+    } else if progress == reason::COMPLETE {
+        reason::WORKERS_MISSING
+    } else if enough || counts.available > 0 {
+        progress
+    } else {
+        worst.map_or(progress, |worst| worst.reason.as_str())
+    };
+    word.to_owned()
+}
+
+/// The revision that was last rolled out completely, as far as workers still show it.
+fn current_revision(
+    observed: &Observed,
+    goal: &Goal,
+    complete: bool,
+    before: Option<String>,
+) -> Option<String> {
+    if complete {
+        return Some(goal.revision.clone());
+    }
+    let live = || {
+        observed
+            .workers
+            .iter()
+            .map(|(_, member)| member)
+            .filter(|member| member.counts())
+    };
+    let count = |revision: &str| live().filter(|member| member.revision == revision).count();
+    before.filter(|revision| count(revision) > 0).or_else(|| {
+        live()
+            .map(|member| &member.revision)
+            .filter(|revision| **revision != goal.revision)
+            .max_by_key(|revision| (count(revision), revision.as_str()))
+            .cloned()
+    })
+}
+
+/// Whether the status is worth a write.
+#[must_use]
+pub fn verdict(
+    before: Option<&LlavaDeploymentStatus>,
+    after: &LlavaDeploymentStatus,
+    written: Option<Instant>,
+    now: Instant,
+) -> Verdict {
+    let Some(before) = before else {
+        return Verdict::Write;
+    };
+    if before == after {
+        return Verdict::Same;
+    }
+    let loadless = LlavaDeploymentStatus {
+        queue_length: before.queue_length,
+        running_requests: before.running_requests,
+        ..after.clone()
+    };
+    let since = written.map(|when| now.saturating_duration_since(when));
+    match since {
+        Some(since) if loadless == *before && since < LOAD_PERIOD => {
+            Verdict::Later(LOAD_PERIOD - since)
+        }
+        _ => Verdict::Write,
+    }
+}
+
+/// The Events that a change of status is worth, each once per transition.
+#[must_use]
+pub fn events(before: Option<&LlavaDeploymentStatus>, after: &LlavaDeploymentStatus) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut tell = |type_: EventType, reason: &str, note: String| {
+        events.push(Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        });
+    };
+    let was = |kind: &str| before.and_then(|before| condition(before, kind));
+    let grows = before.is_some_and(|before| after.desired_replicas > before.desired_replicas);
+    if let Some(before) = before.filter(|before| before.desired_replicas != after.desired_replicas)
+    {
+        let (from, to) = (before.desired_replicas, after.desired_replicas);
+        let word = if to > from { "ScaledUp" } else { "ScaledDown" };
+        tell(
+            EventType::Normal,
+            word,
+            format!("from {from} to {to} workers"),
+        );
+    }
+    if let Some(is) = condition(after, kind::PROGRESSING) {
+        let changed = was(kind::PROGRESSING).is_none_or(|was| was.reason != is.reason);
+        match is.reason.as_str() {
+            _ if !changed => {}
+            reason::UPDATING => tell(EventType::Normal, "RolloutStarted", is.message.clone()),
+            reason::COMPLETE => tell(EventType::Normal, "RolloutComplete", is.message.clone()),
+            reason::PAUSED => tell(EventType::Normal, "RolloutPaused", is.message.clone()),
+            _ if is.status == "False" => tell(EventType::Warning, &is.reason, is.message.clone()),
+            _ => {}
+        }
+    }
+    for (kind, bad, word) in [
+        (kind::AVAILABLE, "False", "Unavailable"),
+        (kind::DEGRADED, "True", "Degraded"),
+        (kind::DELETE_FIRST, "True", reason::NO_ROOM_FOR_SURGE),
+    ] {
+        let Some(is) = condition(after, kind) else {
+            continue;
+        };
+        let before = was(kind).map(|was| was.status.as_str());
+        // A deployment that is to grow, or was never available, has not become unavailable.
+        let first = kind == kind::AVAILABLE && (before.is_none() || grows);
+        if is.status == bad && before != Some(bad) && !first {
+            tell(EventType::Warning, word, is.message.clone());
+        }
+    }
+    events
+}

@@ -1,0 +1,337 @@
+//! Everything that the operator writes goes through here: under a timeout,
+//! only while the claim to lead holds, counted by verb and kind.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use crds::name::FIELD_MANAGER;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{
+    DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
+use kube::core::ObjectList;
+use kube::runtime::events::{Event, Recorder, Reporter};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::key::Key;
+use crate::leader::Claim;
+use crate::metrics::{Metrics, Verb};
+
+/// The API server as the controllers see it.
+#[derive(Clone)]
+pub struct Effects {
+    client: Client,
+    claim: Claim,
+    timeout: Duration,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+/// A call that did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {kind} {key}: {source}")]
+pub struct EffectError {
+    verb: &'static str,
+    kind: String,
+    key: Key,
+    source: Cause,
+}
+
+/// Why it did not.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The API server answered with an error, or not in HTTP.
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    /// No answer in time; the write may have happened.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// Somebody else may lead by now.
+    #[error("the claim to lead has ended")]
+    NotLeading,
+}
+
+impl EffectError {
+    /// The API server's own words, when it refused the object.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        match &self.source {
+            Cause::Api(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
+                Some(&status.message)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether an object of that name exists already.
+    #[must_use]
+    pub fn is_already_exists(&self) -> bool {
+        matches!(&self.source, Cause::Api(kube::Error::Api(status)) if status.is_already_exists())
+    }
+
+    /// Whether the object, or its namespace, is gone or going.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match &self.source {
+            Cause::Api(kube::Error::Api(status)) => {
+                status.is_not_found()
+                    || (status.is_forbidden() && status.message.contains("is being terminated"))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the object changed its identity under us.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(&self.source, Cause::Api(kube::Error::Api(status)) if status.is_conflict())
+    }
+}
+
+/// What the objects have that are written: a namespace and a kind known at compile time.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+{
+}
+
+impl Effects {
+    /// Writes as `reporter` as long as `claim` holds.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        claim: Claim,
+        timeout: Duration,
+        instance: Option<String>,
+        metrics: Metrics,
+    ) -> Self {
+        let reporter = Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance,
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            claim,
+            timeout,
+            metrics,
+        }
+    }
+
+    /// Creates an object that must not exist yet.
+    ///
+    /// # Errors
+    /// When the API server refuses it, does not answer, or we no longer lead.
+    pub async fn create<K: Object>(&self, object: &K) -> Result<K, EffectError> {
+        let key = Key::new(
+            object.meta().namespace.clone().unwrap_or_default(),
+            object.meta().name.clone().unwrap_or_default(),
+        );
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let api = self.api::<K>(&key);
+        self.write::<K, _>(Verb::Create, &key, api.create(&params, object))
+            .await
+    }
+
+    /// Server-side apply: the fields that we name are ours.
+    ///
+    /// # Errors
+    /// When the API server refuses it, does not answer, or we no longer lead.
+    pub async fn apply<K: Object>(
+        &self,
+        key: &Key,
+        object: &serde_json::Value,
+    ) -> Result<K, EffectError> {
+        let api = self.api::<K>(key);
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(object);
+        self.write::<K, _>(Verb::Apply, key, api.patch(&key.name, &params, &patch))
+            .await
+    }
+
+    /// Writes a status. `uid` keeps it from a successor of the same name.
+    ///
+    /// # Errors
+    /// When the API server refuses it, does not answer, or we no longer lead.
+    pub async fn report<K: Object, S: Serialize>(
+        &self,
+        key: &Key,
+        uid: &str,
+        status: &S,
+    ) -> Result<K, EffectError> {
+        let api = self.api::<K>(key);
+        let object = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let patch = Patch::Apply(&object);
+        self.write::<K, _>(
+            Verb::Status,
+            key,
+            api.patch_status(&key.name, &params, &patch),
+        )
+        .await
+    }
+
+    /// Deletes this very object. `foreground` keeps it visible until what it
+    /// owns is gone. An object that is gone already is fine.
+    ///
+    /// # Errors
+    /// When the API server refuses it, does not answer, or we no longer lead.
+    pub async fn delete<K: Object>(
+        &self,
+        key: &Key,
+        uid: &str,
+        foreground: bool,
+    ) -> Result<(), EffectError> {
+        let api = self.api::<K>(key);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
+            propagation_policy: foreground.then_some(PropagationPolicy::Foreground),
+            ..DeleteParams::default()
+        };
+        let deleted = self
+            .write::<K, _>(Verb::Delete, key, api.delete(&key.name, &params))
+            .await;
+        match deleted {
+            Err(error) if !error.is_gone() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads past every cache.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn get<K: Object>(&self, key: &Key) -> Result<Option<K>, EffectError> {
+        let api = self.api::<K>(key);
+        self.within("get", K::kind(&()).into(), key, api.get_opt(&key.name))
+            .await
+    }
+
+    /// Reads a cluster-scoped object past every cache.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn get_cluster<K>(&self, name: &str) -> Result<Option<K>, EffectError>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let api = Api::<K>::all(self.client.clone());
+        let key = Key::new("", name);
+        self.within("get", K::kind(&()).into(), &key, api.get_opt(name))
+            .await
+    }
+
+    /// Lists past every cache.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn list<K: Object>(
+        &self,
+        namespace: &str,
+        params: &ListParams,
+    ) -> Result<ObjectList<K>, EffectError> {
+        let key = Key::new(namespace, "");
+        let api = self.api::<K>(&key);
+        self.within("list", K::kind(&()).into(), &key, api.list(params))
+            .await
+    }
+
+    /// Tells people. Events are a courtesy: a failure is logged and no more.
+    pub async fn tell<K: Object>(&self, about: &K, event: Event) {
+        if !self.claim.holds(shell::clock::now()) {
+            return;
+        }
+        let reference = about.object_ref(&());
+        let published = self.recorder.publish(&event, &reference);
+        match tokio::time::timeout(self.timeout, published).await {
+            Ok(Ok(())) => self.metrics.wrote(Verb::Create, "Event"),
+            Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "event not published"),
+            Err(_) => tracing::debug!(reason = event.reason, "event not published in time"),
+        }
+    }
+
+    async fn write<K: Object, T>(
+        &self,
+        verb: Verb,
+        key: &Key,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, EffectError> {
+        let kind = K::kind(&());
+        if !self.claim.holds(shell::clock::now()) {
+            return Err(EffectError {
+                verb: verb.as_str(),
+                kind: kind.into(),
+                key: key.clone(),
+                source: Cause::NotLeading,
+            });
+        }
+        let done = self
+            .within(verb.as_str(), kind.to_string(), key, call)
+            .await;
+        match &done {
+            Ok(_) => {
+                self.metrics.wrote(verb, &kind);
+                tracing::debug!(verb = verb.as_str(), %kind, %key, "wrote");
+            }
+            Err(error) => {
+                self.metrics.failed(verb, &kind);
+                tracing::debug!(%error, "write failed");
+            }
+        }
+        done
+    }
+
+    async fn within<T>(
+        &self,
+        verb: &'static str,
+        kind: String,
+        key: &Key,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, EffectError> {
+        let source = match tokio::time::timeout(self.timeout, call).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => Cause::Api(error),
+            Err(_) => Cause::Timeout(self.timeout),
+        };
+        Err(EffectError {
+            verb,
+            kind,
+            key: key.clone(),
+            source,
+        })
+    }
+
+    fn api<K: Object>(&self, key: &Key) -> Api<K> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+}

@@ -1,0 +1,127 @@
+//! Our own writes that the caches do not show yet. A plan made before they do
+//! would count wrongly, so it is put off; Kubernetes' own controllers do the
+//! same since 1.36 (KEP-5647). Each object is waited for by its UID.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::key::Key;
+
+/// After this long the API server itself is asked: the object may have come and
+/// gone between two lists.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What must be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// The object exists, or existed.
+    Created,
+    /// The object is terminating or gone.
+    Deleted,
+}
+
+/// A write that is not visible yet.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    /// The object written.
+    pub object: Key,
+    /// Its UID.
+    pub uid: String,
+    /// What must be seen of it.
+    pub expected: Expected,
+    since: Instant,
+}
+
+impl Pending {
+    /// Whether the cache had long enough.
+    #[must_use]
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= PATIENCE
+    }
+}
+
+/// Writes not visible yet, by the object whose reconciliation made them.
+#[derive(Debug, Default)]
+pub struct Expectations {
+    pending: Mutex<HashMap<Key, Vec<Pending>>>,
+}
+
+impl Expectations {
+    /// A write was answered.
+    pub fn wrote(&self, parent: &Key, object: Key, uid: &str, expected: Expected, now: Instant) {
+        self.lock()
+            .entry(parent.clone())
+            .or_default()
+            .push(Pending {
+                object,
+                uid: uid.to_owned(),
+                expected,
+                since: now,
+            });
+    }
+
+    /// The writes of `parent` that still cannot be seen. `visible` looks into the cache.
+    pub fn unseen(&self, parent: &Key, visible: impl Fn(&Pending) -> bool) -> Vec<Pending> {
+        let mut all = self.lock();
+        let Some(pending) = all.get_mut(parent) else {
+            return Vec::new();
+        };
+        pending.retain(|pending| !visible(pending));
+        let unseen = pending.clone();
+        if unseen.is_empty() {
+            all.remove(parent);
+        }
+        unseen
+    }
+
+    /// An object was seen, or its end was: nothing is expected of it any more.
+    /// `ending` says that it is terminating or gone.
+    pub fn saw(&self, parent: &Key, uid: &str, ending: bool) {
+        if let Some(pending) = self.lock().get_mut(parent) {
+            pending.retain(|pending| {
+                pending.uid != uid || (pending.expected == Expected::Deleted && !ending)
+            });
+        }
+    }
+
+    /// The parent is gone.
+    pub fn forget(&self, parent: &Key) {
+        self.lock().remove(parent);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Vec<Pending>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_holds_plans_back_until_it_was_seen() {
+        let expectations = Expectations::default();
+        let (parent, child) = (Key::new("ns", "llava"), Key::new("ns", "llava-abc-0"));
+        let now = shell::clock::now();
+        expectations.wrote(&parent, child.clone(), "1", Expected::Created, now);
+        assert_eq!(expectations.unseen(&parent, |_| false).len(), 1);
+        expectations.saw(&parent, "2", false);
+        assert_eq!(expectations.unseen(&parent, |_| false).len(), 1);
+        expectations.saw(&parent, "1", false);
+        assert!(expectations.unseen(&parent, |_| false).is_empty());
+    }
+
+    #[test]
+    fn a_deletion_is_seen_only_when_the_object_ends() {
+        let expectations = Expectations::default();
+        let (parent, child) = (Key::new("ns", "llava"), Key::new("ns", "llava-abc-0"));
+        let now = shell::clock::now();
+        expectations.wrote(&parent, child, "1", Expected::Deleted, now);
+        expectations.saw(&parent, "1", false);
+        let unseen = expectations.unseen(&parent, |_| false);
+        assert!(unseen[0].is_overdue(now + PATIENCE));
+        expectations.saw(&parent, "1", true);
+        assert!(expectations.unseen(&parent, |_| false).is_empty());
+    }
+}

@@ -1,0 +1,23 @@
+//! Reconciles LlavaDeployments into LlavaWorkers, and those into Pods and
+//! Leases: observe, check, plan, apply, report. Only `observe` and `apply` touch
+//! the world; everything decided in between is a pure function with its own tests.
+
+pub mod args;
+pub mod backoff;
+pub mod conditions;
+pub mod context;
+pub mod demand;
+pub mod deployment;
+pub mod effects;
+pub mod expectations;
+pub mod heartbeat;
+pub mod key;
+pub mod leader;
+pub mod metrics;
+pub mod now;
+pub mod revision;
+pub mod run;
+pub mod settings;
+pub mod subset;
+pub mod worker;
+pub mod world;

@@ -1,0 +1,181 @@
+//! The controller of LlavaWorkers: one worker, one Pod, one Lease.
+
+pub mod apply;
+pub mod diagnose;
+pub mod lease;
+pub mod observe;
+pub mod plan;
+pub mod pod;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::LlavaWorker;
+use crds::name::{FIELD_MANAGER, WORKER, label};
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use self::diagnose::Life;
+use self::report::Verdict;
+use crate::context::Context;
+use crate::effects::EffectError;
+use crate::key::Key;
+use crate::now::Now;
+use crate::world::Worker;
+
+/// Name of the kind in metrics.
+pub const KIND: &str = "LlavaWorker";
+
+/// How often a worker whose Pod does not come up is looked at without an event:
+/// some causes show in other objects alone.
+const PENDING_PERIOD: Duration = Duration::from_secs(1);
+
+/// A reconciliation that has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The API server could not be asked, or refused.
+    #[error(transparent)]
+    Effect(#[from] EffectError),
+    /// The template is no Pod.
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
+}
+
+/// Brings one worker's Pod and Lease to be, and tells how it goes.
+///
+/// # Errors
+/// When it has to be tried again.
+pub async fn reconcile(worker: Arc<LlavaWorker>, context: &Context) -> Result<Action, WorkerError> {
+    let key = Key::of(&*worker);
+    if !caught_up(&key, context).await? {
+        context.metrics.stale_sync(KIND);
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
+    let observed = observe::observe(worker, &context.world, &context.effects).await?; // client
+    if observed.life == Life::Unseen {
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
+    let planned = plan::plan(&observed)?; // pure
+    let applied = apply::apply(planned, &key, &context.world, &context.effects).await; // client
+    let now = Now::read();
+    let status = report::status(&observed, &applied, &now); // pure
+    let next = tell(&observed, &status, &now, context).await?; // client
+    match applied.error {
+        // A namespace that is being deleted takes everything with it.
+        Some(error) if error.is_gone() => Ok(Action::await_change()),
+        Some(error) => Err(error.into()),
+        None => Ok(next),
+    }
+}
+
+/// Writes the status when that is worth it, then the Event that goes with it.
+async fn tell(
+    observed: &observe::Observed,
+    status: &crds::LlavaWorkerStatus,
+    now: &Now,
+    context: &Context,
+) -> Result<Action, EffectError> {
+    let worker = &observed.worker;
+    let uid = worker.uid().unwrap_or_default();
+    let before = worker.status.as_ref();
+    match report::verdict(before, status, context.load_written(&uid), now.monotonic) {
+        Verdict::Later(wait) => return Ok(Action::requeue(wait)),
+        Verdict::Same => {}
+        Verdict::Write => {
+            let wrote = context
+                .effects
+                .report::<LlavaWorker, _>(&observed.key, &uid, status)
+                .await;
+            match wrote {
+                Ok(_) => {}
+                Err(error) if error.is_gone() || error.is_conflict() => {
+                    return Ok(Action::await_change());
+                }
+                Err(error) => return Err(error),
+            }
+            context.wrote_load(&uid, now.monotonic);
+            if let Some(event) = report::event(before, status) {
+                context.effects.tell(&**worker, event).await;
+            }
+        }
+    }
+    let pending = status.phase == crds::worker::Phase::Pending && observed.life == Life::Live;
+    Ok(if pending {
+        Action::requeue(PENDING_PERIOD)
+    } else {
+        Action::await_change()
+    })
+}
+
+/// Whether the cache shows our own last writes for this worker.
+async fn caught_up(key: &Key, context: &Context) -> Result<bool, EffectError> {
+    let pods = &context.world.pods;
+    let unseen = context.world.pod_writes.unseen(key, |pending| {
+        let reference = ObjectRef::new(&pending.object.name).within(&pending.object.namespace);
+        pods.get(&reference)
+            .is_some_and(|pod| pod.uid().as_deref() == Some(&pending.uid))
+    });
+    let now = shell::clock::now();
+    let mut waiting = false;
+    for pending in unseen {
+        if pending.is_overdue(now) {
+            let found: Option<Pod> = context.effects.get(&pending.object).await?;
+            if found.and_then(|pod| pod.uid()).as_deref() != Some(&pending.uid) {
+                context.world.pod_writes.saw(key, &pending.uid, true);
+                continue;
+            }
+        }
+        waiting = true;
+    }
+    Ok(!waiting)
+}
+
+/// The worker to reconcile, unless it cannot be read.
+#[must_use]
+pub fn readable(worker: &Worker) -> Option<Arc<LlavaWorker>> {
+    match &worker.0 {
+        Ok(worker) => Some(Arc::new(worker.clone())),
+        Err(invalid) => {
+            tracing::warn!(
+                error = invalid.error,
+                name = worker.name_any(),
+                "LlavaWorker cannot be read"
+            );
+            None
+        }
+    }
+}
+
+/// Labels of a worker's Pod and Lease.
+#[must_use]
+pub fn labels(worker: &LlavaWorker) -> BTreeMap<String, String> {
+    let name = worker.name_any();
+    [
+        (label::NAME, WORKER),
+        (label::INSTANCE, &worker.spec.deployment),
+        (label::MANAGED_BY, FIELD_MANAGER),
+        (label::DEPLOYMENT, &worker.spec.deployment),
+        (label::REVISION, &worker.spec.revision),
+        (label::WORKER, &name),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// The owner reference of what belongs to a worker.
+#[must_use]
+pub fn owner(worker: &LlavaWorker, blocks: bool) -> Value {
+    json!({
+        "apiVersion": LlavaWorker::api_version(&()),
+        "kind": LlavaWorker::kind(&()),
+        "name": worker.metadata.name,
+        "uid": worker.metadata.uid,
+        "controller": true,
+        "blockOwnerDeletion": blocks,
+    })
+}

@@ -1,0 +1,436 @@
+//! What the operator sees: one watch per kind, kept in stores, and the
+//! reconciliations that each event asks for.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crds::name::{FIELD_MANAGER, ROUTER, WORKER, label};
+use crds::{LlavaDeployment, LlavaWorker};
+use futures::StreamExt;
+use futures::channel::mpsc;
+use futures::future::BoxFuture;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use crate::demand::Demands;
+use crate::expectations::Expectations;
+use crate::heartbeat::{Change, Heartbeats};
+use crate::key::Key;
+
+/// A LlavaDeployment that may not be readable.
+pub type Deployment = DeserializeGuard<LlavaDeployment>;
+/// A LlavaWorker that may not be readable.
+pub type Worker = DeserializeGuard<LlavaWorker>;
+
+/// Which namespaces are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of them.
+    Cluster,
+    /// One.
+    Namespace(String),
+}
+
+/// What is observed, shared by both controllers.
+#[derive(Debug)]
+pub struct World {
+    /// LlavaDeployments.
+    pub deployments: Store<Deployment>,
+    /// LlavaWorkers.
+    pub workers: Store<Worker>,
+    /// Worker Pods.
+    pub pods: Store<Pod>,
+    /// Worker Leases.
+    pub leases: Store<Lease>,
+    /// Headless Services of ours.
+    pub services: Store<Service>,
+    /// PodDisruptionBudgets of ours.
+    pub budgets: Store<PodDisruptionBudget>,
+    /// ServiceAccounts of ours.
+    pub accounts: Store<ServiceAccount>,
+    /// Roles of ours.
+    pub roles: Store<Role>,
+    /// RoleBindings of ours.
+    pub bindings: Store<RoleBinding>,
+    heartbeats: Mutex<Heartbeats>,
+    demands: Mutex<Demands>,
+    /// Writes of the deployment controller.
+    pub worker_writes: Expectations,
+    /// Writes of the worker controller.
+    pub pod_writes: Expectations,
+    deployment_queue: Queue<Deployment>,
+    worker_queue: Queue<Worker>,
+}
+
+/// Where events ask for reconciliations, and since when one is asked for.
+#[derive(Debug)]
+pub struct Queue<K: Resource + 'static>
+where
+    K::DynamicType: Hash + Eq,
+{
+    sender: mpsc::UnboundedSender<ObjectRef<K>>,
+    asked: Mutex<HashMap<Key, Instant>>,
+}
+
+impl<K: Resource<DynamicType = ()>> Queue<K> {
+    fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<K>>) {
+        let (sender, receiver) = mpsc::unbounded();
+        let asked = Mutex::default();
+        (Self { sender, asked }, receiver)
+    }
+
+    fn push(&self, key: &Key) {
+        let now = shell::clock::now();
+        lock(&self.asked).entry(key.clone()).or_insert(now);
+        // The other end goes only when the controller does.
+        let _ = self
+            .sender
+            .unbounded_send(ObjectRef::new(&key.name).within(&key.namespace));
+    }
+
+    /// When the first event came that the reconciliation now starting answers.
+    pub fn take_asked(&self, key: &Key) -> Option<Instant> {
+        lock(&self.asked).remove(key)
+    }
+}
+
+/// The reconciliations asked for.
+#[derive(Debug)]
+pub struct Requests {
+    /// For the deployment controller.
+    pub deployments: mpsc::UnboundedReceiver<ObjectRef<Deployment>>,
+    /// For the worker controller.
+    pub workers: mpsc::UnboundedReceiver<ObjectRef<Worker>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// Watches everything. Returns what is seen, what is asked for, and the
+    /// watches themselves, which have to be driven and never end.
+    #[must_use]
+    pub fn watch(
+        client: &Client,
+        scope: &Scope,
+        router_namespace: &str,
+    ) -> (Arc<Self>, Requests, Vec<BoxFuture<'static, ()>>) {
+        let (deployments, deployments_writer) = reflector::store();
+        let (workers, workers_writer) = reflector::store();
+        let (pods, pods_writer) = reflector::store();
+        let (leases, leases_writer) = reflector::store();
+        let (services, services_writer) = reflector::store();
+        let (budgets, budgets_writer) = reflector::store();
+        let (accounts, accounts_writer) = reflector::store();
+        let (roles, roles_writer) = reflector::store();
+        let (bindings, bindings_writer) = reflector::store();
+        let (deployment_queue, deployment_requests) = Queue::new();
+        let (worker_queue, worker_requests) = Queue::new();
+        let world = Arc::new(Self {
+            deployments,
+            workers,
+            pods,
+            leases,
+            services,
+            budgets,
+            accounts,
+            roles,
+            bindings,
+            heartbeats: Mutex::default(),
+            demands: Mutex::default(),
+            worker_writes: Expectations::default(),
+            pod_writes: Expectations::default(),
+            deployment_queue,
+            worker_queue,
+        });
+        let managed = format!("{}={FIELD_MANAGER}", label::MANAGED_BY);
+        let of_workers = format!("{}={WORKER}", label::NAME);
+        let of_routers = format!("{}={ROUTER}", label::NAME);
+        let routers = Scope::Namespace(router_namespace.to_owned());
+        let at = |scope: &Scope, labels: &str| (client.clone(), scope.clone(), labels.to_owned());
+        let watches: Vec<BoxFuture<'static, ()>> = vec![
+            Box::pin(follow(
+                at(scope, ""),
+                Some(deployments_writer),
+                world.clone(),
+                Self::saw_deployment,
+            )),
+            Box::pin(follow(
+                at(scope, ""),
+                Some(workers_writer),
+                world.clone(),
+                Self::saw_worker,
+            )),
+            Box::pin(follow(
+                at(scope, &of_workers),
+                Some(pods_writer),
+                world.clone(),
+                Self::saw_pod,
+            )),
+            Box::pin(follow(
+                at(scope, &of_workers),
+                Some(leases_writer),
+                world.clone(),
+                Self::saw_lease,
+            )),
+            Box::pin(follow(
+                at(&routers, &of_routers),
+                None,
+                world.clone(),
+                Self::saw_router,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
+                Some(services_writer),
+                world.clone(),
+                Self::saw_child::<Service>,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
+                Some(budgets_writer),
+                world.clone(),
+                Self::saw_child::<PodDisruptionBudget>,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
+                Some(accounts_writer),
+                world.clone(),
+                Self::saw_child::<ServiceAccount>,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
+                Some(roles_writer),
+                world.clone(),
+                Self::saw_child::<Role>,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
+                Some(bindings_writer),
+                world.clone(),
+                Self::saw_child::<RoleBinding>,
+            )),
+            Box::pin(sweep(world.clone())),
+        ];
+        let requests = Requests {
+            deployments: deployment_requests,
+            workers: worker_requests,
+        };
+        (world, requests, watches)
+    }
+
+    /// Returns once every store holds a first complete list.
+    pub async fn synced(&self) {
+        let _ = futures::join!(
+            self.deployments.wait_until_ready(),
+            self.workers.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.leases.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.budgets.wait_until_ready(),
+            self.accounts.wait_until_ready(),
+            self.roles.wait_until_ready(),
+            self.bindings.wait_until_ready(),
+        );
+    }
+
+    /// The workers' heartbeats.
+    pub fn heartbeats(&self) -> MutexGuard<'_, Heartbeats> {
+        lock(&self.heartbeats)
+    }
+
+    /// The routers' figures.
+    pub fn demands(&self) -> MutexGuard<'_, Demands> {
+        lock(&self.demands)
+    }
+
+    /// Reconciliations of LlavaDeployments.
+    pub fn deployment_queue(&self) -> &Queue<Deployment> {
+        &self.deployment_queue
+    }
+
+    /// Reconciliations of LlavaWorkers.
+    pub fn worker_queue(&self) -> &Queue<Worker> {
+        &self.worker_queue
+    }
+
+    /// The workers that name this deployment and can be read.
+    pub fn workers_of(&self, deployment: &Key) -> Vec<Arc<Worker>> {
+        let ours = |worker: &Worker| {
+            worker.0.as_ref().is_ok_and(|worker| {
+                worker.spec.deployment == deployment.name
+                    && worker.metadata.namespace.as_deref() == Some(&deployment.namespace)
+            })
+        };
+        let mut all = self.workers.state();
+        all.retain(|worker| ours(worker));
+        all
+    }
+
+    fn saw_deployment(&self, deployment: &Deployment, gone: bool) {
+        let key = Key::of(deployment);
+        if gone {
+            self.worker_writes.forget(&key);
+        }
+        self.deployment_queue.push(&key);
+    }
+
+    fn saw_worker(&self, worker: &Worker, gone: bool) {
+        let key = Key::of(worker);
+        if let Ok(worker) = &worker.0 {
+            let parent = Key::new(&key.namespace, &worker.spec.deployment);
+            let uid = worker.uid().unwrap_or_default();
+            let ending = gone || worker.metadata.deletion_timestamp.is_some();
+            self.worker_writes.saw(&parent, &uid, ending);
+            self.deployment_queue.push(&parent);
+        }
+        if gone {
+            self.pod_writes.forget(&key);
+        }
+        self.worker_queue.push(&key);
+    }
+
+    fn saw_pod(&self, pod: &Pod, gone: bool) {
+        let key = Key::of(pod);
+        let ending = gone || pod.metadata.deletion_timestamp.is_some();
+        self.pod_writes
+            .saw(&key, &pod.uid().unwrap_or_default(), ending);
+        if let Some(deployment) = pod.labels().get(label::DEPLOYMENT) {
+            self.deployment_queue
+                .push(&Key::new(&key.namespace, deployment));
+        }
+        self.worker_queue.push(&key);
+    }
+
+    fn saw_lease(&self, lease: &Lease, gone: bool) {
+        let key = Key::of(lease);
+        let changed = {
+            let mut beats = self.heartbeats();
+            if gone {
+                beats.delete(&key);
+                true
+            } else {
+                beats.apply(lease, shell::clock::now()) == Change::Some
+            }
+        };
+        if changed {
+            self.worker_queue.push(&key);
+            if let Some(deployment) = lease.labels().get(label::DEPLOYMENT) {
+                self.deployment_queue
+                    .push(&Key::new(&key.namespace, deployment));
+            }
+        }
+    }
+
+    fn saw_router(&self, lease: &Lease, gone: bool) {
+        let changed = {
+            let mut demands = self.demands();
+            if gone {
+                demands.delete(&Key::of(lease))
+            } else {
+                demands.apply(lease, shell::clock::now())
+            }
+        };
+        changed
+            .iter()
+            .for_each(|deployment| self.deployment_queue.push(deployment));
+    }
+
+    fn saw_child<K: Resource<DynamicType = ()>>(&self, child: &K, _gone: bool) {
+        if let Some(deployment) = child.labels().get(label::DEPLOYMENT) {
+            let namespace = child.namespace().unwrap_or_default();
+            self.deployment_queue.push(&Key::new(namespace, deployment));
+        }
+    }
+
+    /// After a new list: what vanished meanwhile left no event, so everybody looks again.
+    fn listed(&self) {
+        for deployment in self.deployments.state() {
+            self.deployment_queue.push(&Key::of(&*deployment));
+        }
+        for worker in self.workers.state() {
+            self.worker_queue.push(&Key::of(&*worker));
+        }
+        let leases = &self.leases;
+        self.heartbeats().retain(|key| {
+            leases
+                .get(&ObjectRef::new(&key.name).within(&key.namespace))
+                .is_some()
+        });
+    }
+}
+
+/// Follows one kind for ever.
+async fn follow<K>(
+    (client, scope, labels): (Client, Scope, String),
+    mut writer: Option<reflector::store::Writer<K>>,
+    world: Arc<World>,
+    saw: fn(&World, &K, bool),
+) where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let api: Api<K> = match scope {
+        Scope::Cluster => Api::all(client),
+        Scope::Namespace(namespace) => Api::namespaced(client, &namespace),
+    };
+    let mut config = watcher::Config::default().streaming_lists();
+    if !labels.is_empty() {
+        config = config.labels(&labels);
+    }
+    let mut events = watch(api, config).default_backoff().boxed();
+    let mut lists = 0_u32;
+    while let Some(event) = events.next().await {
+        let mut event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it starts again by itself");
+                continue;
+            }
+        };
+        if let Event::Apply(object) | Event::InitApply(object) = &mut event {
+            object.managed_fields_mut().clear();
+        }
+        if let Some(writer) = &mut writer {
+            writer.apply_watcher_event(&event);
+        }
+        match &event {
+            Event::Apply(object) | Event::InitApply(object) => saw(&world, object, false),
+            Event::Delete(object) => saw(&world, object, true),
+            Event::InitDone => {
+                lists += 1;
+                if lists > 1 {
+                    world.listed();
+                }
+            }
+            Event::Init => {}
+        }
+    }
+}
+
+/// Looks for Leases that are no longer renewed.
+async fn sweep(world: Arc<World>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let turned = world.heartbeats().sweep(shell::clock::now());
+        for key in turned {
+            world.worker_queue.push(&key);
+        }
+    }
+}
