@@ -1,0 +1,332 @@
+//! Which path leads where. The list is complete: what is not on it is 404.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{HeaderName, Method, Request, Response};
+use hyper::body::Incoming;
+use protocol::header as ours;
+
+use crate::api::keys::Keys;
+use crate::api::{llava, models, page};
+use crate::args::{Limits, Timeouts};
+use crate::dispatch::fleet::{Directory, Fleet};
+use crate::metrics::Meter;
+use crate::metrics::meter::Phase;
+use crate::proxy::attempt::Job;
+use crate::proxy::body::Body;
+use crate::proxy::cut::Framing;
+use crate::proxy::forward::forward;
+use crate::proxy::headers;
+use crate::proxy::held::{Held, Work};
+use crate::refusal::Refusal;
+use crate::request::facts::Facts;
+use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::server::Api;
+
+/// The largest body of the small endpoints.
+const SMALL_BODY: u64 = 64 * 1024;
+const JSON: &str = "application/json";
+
+/// What every request needs.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// Pools and names.
+    pub(crate) fleet: Arc<Fleet>,
+    /// Limits of bodies.
+    pub(crate) limits: Limits,
+    /// Limits of time.
+    pub(crate) timeouts: Arc<Timeouts>,
+    /// Bytes held.
+    pub(crate) budget: Arc<Budget>,
+    /// Who may call; everybody when absent.
+    pub(crate) keys: Option<Keys>,
+    /// Whether the web page is served.
+    pub(crate) page: bool,
+    /// Requests that reach no pool.
+    pub(crate) meter: Meter,
+    /// Whether the router is going down.
+    pub(crate) draining: AtomicBool,
+}
+
+/// Where a path leads.
+enum Route<'a> {
+    Forward { is_llava: bool },
+    Models,
+    Model(&'a str),
+    LlavaStatus,
+    LlavaModels,
+    LlavaAddress,
+    LlavaRefresh,
+    Gone(&'static str),
+}
+
+impl<'a> Route<'a> {
+    fn of(method: &Method, path: &'a str) -> Result<Self, Refusal> {
+        let (route, allowed) = match path {
+            "/v1/chat/completions" | "/v1/completions" => {
+                (Self::Forward { is_llava: false }, "POST")
+            }
+            "/worker_generate_stream" => (Self::Forward { is_llava: true }, "POST"),
+            "/v1/models" => (Self::Models, "GET"),
+            "/worker_get_status" => (Self::LlavaStatus, "POST"),
+            "/list_models" => (Self::LlavaModels, "POST"),
+            "/get_worker_address" => (Self::LlavaAddress, "POST"),
+            "/refresh_all_workers" => (Self::LlavaRefresh, "POST"),
+            "/register_worker" => (Self::Gone(llava::REGISTER_GONE), "POST"),
+            "/receive_heart_beat" => (Self::Gone(llava::HEART_BEAT_GONE), "POST"),
+            _ => match path.strip_prefix("/v1/models/") {
+                Some(id) => (Self::Model(id), "GET"),
+                None => return Err(Refusal::unknown_path()),
+            },
+        };
+        if method.as_str() == allowed {
+            Ok(route)
+        } else {
+            Err(Refusal::wrong_method(allowed))
+        }
+    }
+}
+
+impl Api for Arc<Gate> {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
+        let gate = Self::clone(self);
+        Box::pin(async move {
+            let id = headers::request_id(request.headers());
+            let mut response = gate.dispatch(request, &id).await;
+            let name = HeaderName::from_static(ours::REQUEST_ID);
+            response.headers_mut().insert(name, id);
+            if gate.draining.load(Ordering::Relaxed) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            response
+        })
+    }
+}
+
+impl Gate {
+    async fn dispatch(&self, request: Request<Incoming>, id: &HeaderValue) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        if self.page
+            && head.method == Method::GET
+            && let Some(file) = page::file(head.uri.path())
+        {
+            return file;
+        }
+        if self
+            .keys
+            .as_ref()
+            .is_some_and(|keys| !keys.admit(&head.headers))
+        {
+            return self.refuse(Refusal::wrong_key());
+        }
+        let route = match Route::of(&head.method, head.uri.path()) {
+            Ok(route) => route,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        let directory = self.fleet.directory();
+        let answer = match route {
+            Route::Forward { is_llava } => {
+                return self.forward(head, body, is_llava, &directory, id).await;
+            }
+            Route::Models => Ok(models::list(&directory)),
+            Route::Model(id) => {
+                let id = percent_decoded(id);
+                models::one(&directory, &id).ok_or_else(|| Refusal::unknown_model(&id))
+            }
+            Route::LlavaStatus => Ok(llava::status(&directory)),
+            Route::LlavaModels => Ok(llava::list_models(&directory)),
+            Route::LlavaAddress => self.llava_address(&head.headers, body, &directory).await,
+            Route::LlavaRefresh => Ok(Bytes::from_static(b"null")),
+            Route::Gone(message) => Err(Refusal::gone(message)),
+        };
+        match answer {
+            Ok(json) => {
+                self.meter.answered(200);
+                let mut response = Response::new(Body::full(json));
+                let kind = HeaderValue::from_static(JSON);
+                response.headers_mut().insert(header::CONTENT_TYPE, kind);
+                response
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    async fn forward(
+        &self,
+        head: http::request::Parts,
+        body: Incoming,
+        is_llava: bool,
+        directory: &Directory,
+        id: &HeaderValue,
+    ) -> Response<Body> {
+        let started = shell::clock::now();
+        let (payload, facts) = match self
+            .take_in(&head.headers, body, self.limits.max_body)
+            .await
+        {
+            Ok(taken) => taken,
+            Err(refusal) => return self.refuse(refusal),
+        };
+        let Some(model) = &facts.model else {
+            return self.refuse(Refusal::missing_model());
+        };
+        let Some(pool) = directory.pool(model) else {
+            let refusal = Refusal::unknown_model(model);
+            self.meter.answered(refusal.status.as_u16());
+            return refused(refusal, is_llava);
+        };
+        pool.meter.body_bytes.add(payload.len());
+        let total = asked_timeout(&head.headers).map_or(self.timeouts.request_timeout, |t| {
+            t.min(self.timeouts.request_timeout)
+        });
+        let mut headers = head.headers;
+        headers::towards_worker(&mut headers, id);
+        let path = head.uri.into_parts().path_and_query;
+        let job = Job {
+            uri: path.map(Into::into).unwrap_or_default(),
+            headers,
+            payload,
+            is_llava,
+            started,
+            deadline: started + total,
+            timeouts: Arc::clone(&self.timeouts),
+        };
+        let framing = match (is_llava, facts.stream) {
+            (true, _) => Framing::Nul,
+            (false, true) => Framing::Sse,
+            (false, false) => Framing::Opaque,
+        };
+        let tokens = facts.tokens();
+        let work = forward(Arc::clone(pool), job, tokens);
+        let done = if framing == Framing::Opaque {
+            work.await
+        } else {
+            let mut work: Work = Box::pin(work);
+            let patience = framing.pause(self.timeouts.keep_alive);
+            match tokio::time::timeout(patience, &mut work).await {
+                Ok(done) => done,
+                Err(_) => return begun(work, framing, patience),
+            }
+        };
+        done.unwrap_or_else(|refusal| refused(refusal, is_llava))
+    }
+
+    async fn take_in(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        max: u64,
+    ) -> Result<(Payload, Facts), Refusal> {
+        let leaving = Leaving(Some(&self.meter));
+        let taken = take_in(headers, body, &self.budget, max, self.timeouts.body_timeout).await;
+        leaving.stayed();
+        taken.map_err(|error| {
+            if matches!(error, IntakeError::Aborted) {
+                self.meter.caller_aborts.up(Phase::Body);
+            }
+            Refusal::intake(&error)
+        })
+    }
+
+    async fn llava_address(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        directory: &Directory,
+    ) -> Result<Bytes, Refusal> {
+        let (payload, facts) = self.take_in(headers, body, SMALL_BODY).await?;
+        drop(payload);
+        let model = facts.model.ok_or_else(Refusal::missing_model)?;
+        let host = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok());
+        Ok(llava::address(directory, host, &model))
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Response<Body> {
+        self.meter.answered(refusal.status.as_u16());
+        refusal.into_response()
+    }
+}
+
+/// Notes a caller that leaves while its body is being taken in.
+struct Leaving<'a>(Option<&'a Meter>);
+
+impl Leaving<'_> {
+    fn stayed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(meter) = self.0 {
+            meter.caller_aborts.up(Phase::Body);
+        }
+    }
+}
+
+/// A refusal as the client of this path reads it. LLaVA's clients look at the
+/// code in the frame, not at the status, and expect 200 with it, except that a
+/// refusal for load must say when to come back.
+fn refused(refusal: Refusal, is_llava: bool) -> Response<Body> {
+    if !is_llava {
+        return refusal.into_response();
+    }
+    let frame = Framing::Nul.error(&refusal.error, refusal.llava_code());
+    let mut response = refusal.respond(Body::Full(frame), "application/octet-stream");
+    if refusal.retry_after.is_none() {
+        *response.status_mut() = http::StatusCode::OK;
+    }
+    response
+}
+
+/// The head of a stream whose first byte is not there yet.
+fn begun(work: Work, framing: Framing, every: Duration) -> Response<Body> {
+    let held = Held::new(work, framing, every);
+    let mut response = Response::new(Body::Held(Box::new(held)));
+    if framing == Framing::Sse {
+        let headers = response.headers_mut();
+        let kind = HeaderValue::from_static(protocol::sse::CONTENT_TYPE);
+        headers.insert(header::CONTENT_TYPE, kind);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        let name = HeaderName::from_static("x-accel-buffering");
+        headers.insert(name, HeaderValue::from_static("no"));
+    }
+    response
+}
+
+/// `x-request-timeout`, in seconds.
+fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers
+        .get(ours::REQUEST_TIMEOUT)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Names of models hold slashes, which some clients escape.
+fn percent_decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let hex = tail.get(..2).filter(|_| byte == b'%');
+        let escaped = hex
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        out.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

@@ -1,0 +1,216 @@
+//! A worker as a pool sees it: what it has of ours, what it reports, how it does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use protocol::load::{LoadReport, Phase};
+
+use crate::dispatch::estimate::{Own, Reported};
+use crate::dispatch::health::{Health, Standing};
+use crate::dispatch::pick::Preference;
+use crate::upstream::link::Links;
+
+/// A Lease not renewed for this long is stale: `leaseDurationSeconds` of workers.
+const LEASE: Duration = Duration::from_secs(crds::name::LEASE_DURATION_SECONDS as u64);
+/// First bytes that are owed for longer than this, and than
+/// [`OWED_RATIO`] usual waits, make a worker suspect.
+const OWED: Duration = Duration::from_secs(2);
+const OWED_RATIO: f64 = 4.0;
+/// A report this much older is replaced by any.
+const RESET: Duration = Duration::from_secs(10);
+/// The smallest share of a worker that just came.
+const MIN_SHARE: f64 = 0.1;
+
+/// One worker: its identity, the way to it, and what its streams note without
+/// taking the pool's lock.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// Identity: the Pod's UID, or the URL in a fixed table.
+    pub(crate) uid: String,
+    /// For people: the Pod's name, or the URL.
+    pub(crate) name: String,
+    /// The way to it.
+    pub(crate) links: Arc<Links>,
+    born: Instant,
+    heard: AtomicU64,
+    down: AtomicBool,
+}
+
+/// A worker in a pool.
+#[derive(Debug)]
+pub(crate) struct Member {
+    /// The worker.
+    pub(crate) worker: Arc<Worker>,
+    /// What it has of ours.
+    pub(crate) own: Own,
+    /// Of these, the requests without a first byte yet.
+    pub(crate) unanswered: u32,
+    /// Since when there is at least one such.
+    pub(crate) unanswered_since: Option<Instant>,
+    /// Its last report.
+    pub(crate) reported: Option<Reported>,
+    /// How it does.
+    pub(crate) health: Health,
+    /// When it came.
+    pub(crate) joined: Instant,
+    /// When its Lease was seen to be renewed; `None` where there are no Leases.
+    pub(crate) renewed: Option<Instant>,
+    /// Whether the table offers it: ready and not terminating.
+    pub(crate) offered: bool,
+    /// How often it was picked.
+    pub(crate) picks: u64,
+    /// The last failure, for people.
+    pub(crate) last_error: Option<(Instant, String)>,
+}
+
+impl Worker {
+    /// A worker reached through `links`.
+    pub(crate) fn new(uid: String, name: String, links: Links, now: Instant) -> Self {
+        Self {
+            uid,
+            name,
+            links: Arc::new(links),
+            born: now,
+            heard: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes came from the worker.
+    pub(crate) fn heard(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.born).as_millis();
+        self.heard
+            .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn last_heard(&self) -> Instant {
+        self.born + Duration::from_millis(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// Whether probes find nobody there: requests without a first byte leave.
+    pub(crate) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the probes found.
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+}
+
+impl Member {
+    /// A worker that comes in.
+    pub(crate) fn new(worker: Arc<Worker>, now: Instant) -> Self {
+        Self {
+            worker,
+            own: Own::default(),
+            unanswered: 0,
+            unanswered_since: None,
+            reported: None,
+            health: Health::default(),
+            joined: now,
+            renewed: None,
+            offered: true,
+            picks: 0,
+            last_error: None,
+        }
+    }
+
+    /// Whether it takes requests at all.
+    pub(crate) fn is_open(&self) -> bool {
+        let serves = |reported: &Reported| reported.load.phase == Phase::Serving;
+        self.offered && self.reported.as_ref().is_none_or(serves)
+    }
+
+    /// Whether its Lease went stale.
+    pub(crate) fn is_stale(&self, now: Instant) -> bool {
+        self.renewed
+            .is_some_and(|at| now.saturating_duration_since(at) > LEASE)
+    }
+
+    /// How much it is trusted. `usual_wait` is the pool's mean time to the first byte.
+    pub(crate) fn preference(
+        &self,
+        usual_wait: Duration,
+        judge_leases: bool,
+        now: Instant,
+    ) -> Preference {
+        let stale = judge_leases && self.is_stale(now);
+        match self.health.standing(now) {
+            Standing::Down => Preference::Down,
+            Standing::Ejected => Preference::Ejected,
+            _ if self.owes_too_long(usual_wait, now) => Preference::Suspect,
+            _ if stale => Preference::Stale,
+            Standing::In | Standing::Trial => Preference::Good,
+        }
+    }
+
+    /// A hung worker is noticed by its missing first bytes long before any
+    /// timeout; one that still sends to others is only slow.
+    fn owes_too_long(&self, usual_wait: Duration, now: Instant) -> bool {
+        let Some(since) = self.unanswered_since else {
+            return false;
+        };
+        let quiet_since = since.max(self.worker.last_heard());
+        let limit = OWED.max(usual_wait.mul_f64(OWED_RATIO));
+        self.unanswered > 0 && now.saturating_duration_since(quiet_since) > limit
+    }
+
+    /// A request goes there.
+    pub(crate) fn sent(&mut self, weight: u64, now: Instant) {
+        self.own.count += 1;
+        self.own.weight += weight;
+        self.picks += 1;
+        self.unanswered += 1;
+        self.unanswered_since.get_or_insert(now);
+        if self.health.standing(now) == Standing::Trial {
+            self.health.try_out();
+        }
+    }
+
+    /// A request got its first byte.
+    pub(crate) fn answer_came(&mut self, now: Instant) {
+        self.answer_given_up();
+        if self.unanswered > 0 {
+            self.unanswered_since = Some(now);
+        }
+    }
+
+    /// A request will never get its first byte.
+    pub(crate) fn answer_given_up(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        if self.unanswered == 0 {
+            self.unanswered_since = None;
+        }
+    }
+
+    /// Takes a report that was seen at `taken`, unless a newer one is known.
+    /// (If the worker's clock was set back, an old one is replaced all the same.)
+    pub(crate) fn take_report(&mut self, load: LoadReport, own_then: Own, taken: Instant) {
+        let replaces = |known: &Reported| {
+            load.captured_at_ms > known.load.captured_at_ms || known.age(taken) > RESET
+        };
+        if self.reported.as_ref().is_none_or(replaces) {
+            self.reported = Some(Reported {
+                load,
+                taken,
+                own_then,
+            });
+        }
+    }
+
+    /// Slots, by its own word or by default.
+    pub(crate) fn slots(&self, default: u32) -> u32 {
+        match &self.reported {
+            Some(reported) if reported.load.slots > 0 => reported.load.slots,
+            _ => default.max(1),
+        }
+    }
+
+    /// How much of its full share it gets: rising while its caches are cold.
+    pub(crate) fn warmth(&self, warm_up: Duration, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.joined);
+        (age.as_secs_f64() / warm_up.as_secs_f64()).clamp(MIN_SHARE, 1.0)
+    }
+}

@@ -1,0 +1,566 @@
+//! The workers of one model and the requests that wait for them, under one lock:
+//! picking a worker and reserving its slot are one step, so that two requests
+//! never see the same free slot.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use protocol::load::{Demand, LoadReport};
+
+use crate::args::Dispatch;
+use crate::dispatch::estimate::Own;
+use crate::dispatch::health::{Failure, Standing};
+use crate::dispatch::member::{Member, Worker};
+use crate::dispatch::reservation::{Answered, Reservation, Verdict};
+use crate::dispatch::room::Ticket;
+use crate::dispatch::state::{Found, State, WorkerView};
+use crate::metrics::Meter;
+
+/// The weight of the newest figure in running means.
+const GAIN: f64 = 0.05;
+
+/// What all pools of a router have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    /// How to choose.
+    pub(crate) dispatch: Dispatch,
+    /// Slots of a worker that does not say.
+    pub(crate) default_slots: u32,
+    /// Requests that may wait for a slot.
+    pub(crate) max_queued: usize,
+    /// Requests that may wait for a first worker.
+    pub(crate) max_held: usize,
+    /// How long a worker warms up.
+    pub(crate) warm_up: Duration,
+    /// How often reports are asked for.
+    pub(crate) poll_interval: Duration,
+}
+
+/// The workers of one model.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// `namespace/name` of the LlavaDeployment, or the model in a fixed table.
+    pub(crate) key: String,
+    /// Counts and times.
+    pub(crate) meter: Meter,
+    rules: Rules,
+    held: Arc<tokio::sync::Notify>,
+    state: Mutex<State>,
+}
+
+/// A request that asks for a slot.
+#[derive(Debug, Default)]
+pub(crate) struct Ask {
+    /// Its estimated size.
+    pub(crate) tokens: u64,
+    /// Workers that it must not go to.
+    pub(crate) tried: Vec<Arc<Worker>>,
+    /// How long it can wait at most.
+    pub(crate) patience: Duration,
+}
+
+/// The answer to an [`Ask`].
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// Go.
+    Now(Reservation),
+    /// Wait.
+    Wait(Waiting),
+    /// No.
+    Refused(Shed),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Shed {
+    /// The waiting room is full, or the wait would be longer than the request can wait.
+    Busy {
+        /// When it is worth coming back.
+        retry_after: Duration,
+    },
+    /// The room for requests that wait for a first worker is full.
+    HoldFull,
+    /// Every worker was tried.
+    Exhausted,
+}
+
+/// A place in the waiting room; given up on drop.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pool: Arc<Pool>,
+    ticket: Ticket,
+    reply: tokio::sync::oneshot::Receiver<Reservation>,
+    /// Whether there is no worker at all yet.
+    pub(crate) held: bool,
+}
+
+impl Pool {
+    /// An empty pool. `held` is notified when the first request is held for want
+    /// of any worker.
+    pub(crate) fn new(key: String, rules: Rules, held: Arc<tokio::sync::Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            meter: Meter::default(),
+            rules,
+            held,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Asks for a slot.
+    pub(crate) fn enter(self: &Arc<Self>, ask: Ask, now: Instant) -> Entry {
+        let mut state = self.lock();
+        let weight = state.usual.weigh(ask.tokens);
+        let is_retry = !ask.tried.is_empty();
+        if state.room.len() == 0 || is_retry {
+            match state.reserve(&self.rules, &ask.tried, weight, now) {
+                Found::Worker(worker) => {
+                    drop(state);
+                    return Entry::Now(Reservation::new(Arc::clone(self), worker, weight, now));
+                }
+                Found::AllTried => return Entry::Refused(Shed::Exhausted),
+                Found::Full | Found::Nobody => {}
+            }
+        }
+        let held = !state.members.iter().any(Member::is_open);
+        let waiting = state.room.len();
+        if held && waiting >= self.rules.max_held {
+            return Entry::Refused(Shed::HoldFull);
+        }
+        let wait = state.expected_wait();
+        if !held && !is_retry && (waiting >= self.rules.max_queued || wait > ask.patience) {
+            return Entry::Refused(Shed::Busy { retry_after: wait });
+        }
+        let (ticket, reply) = state.room.enter(weight, ask.tried, is_retry);
+        drop(state);
+        if held && waiting == 0 {
+            self.held.notify_one();
+        }
+        Entry::Wait(Waiting {
+            pool: Arc::clone(self),
+            ticket,
+            reply,
+            held,
+        })
+    }
+
+    /// Starts a retry, if the budget has room.
+    pub(crate) fn try_retry(&self) -> bool {
+        let state = &mut *self.lock();
+        let active = state.members.iter().map(|m| m.own.count).sum();
+        state.retries.try_start(active)
+    }
+
+    /// A retry got its first byte, or failed.
+    pub(crate) fn finish_retry(&self) {
+        self.lock().retries.finish();
+    }
+
+    /// When it is worth coming back.
+    pub(crate) fn expected_wait(&self) -> Duration {
+        self.lock().expected_wait()
+    }
+
+    pub(super) fn answered(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        answered: Answered,
+        gone: u64,
+        wait: Duration,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        let seconds = wait.as_secs_f64();
+        state.seconds_to_first_byte += GAIN * (seconds - state.seconds_to_first_byte);
+        let least = state.least_errors_besides(worker);
+        let Some(member) = state.member(worker) else {
+            return;
+        };
+        member.answer_came(now);
+        let eject = match answered.verdict {
+            Verdict::Well => {
+                member.health.succeeded();
+                false
+            }
+            Verdict::Neutral => {
+                member.health.neutral();
+                false
+            }
+            Verdict::Failed => member.health.failed(Failure::Server, least),
+        };
+        if let Some(load) = answered.load {
+            let mut own_then = member.own;
+            own_then.count = own_then.count.saturating_sub(answered.complete.into());
+            own_then.weight = own_then.weight.saturating_sub(gone);
+            member.take_report(load, own_then, now);
+        }
+        if eject && state.eject(worker, now) {
+            self.meter.ejections.up();
+        }
+        self.fill(state, now);
+    }
+
+    pub(super) fn failed(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        failure: Failure,
+        cause: String,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        let least = state.least_errors_besides(worker);
+        let Some(member) = state.member(worker) else {
+            return;
+        };
+        member.last_error = Some((now, cause));
+        if member.health.failed(failure, least) && state.eject(worker, now) {
+            self.meter.ejections.up();
+        }
+    }
+
+    pub(super) fn release(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        weight: u64,
+        answered: bool,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        if let Some(last) = state.last_release.replace(now) {
+            let gap = now.saturating_duration_since(last).as_secs_f64().min(1.0);
+            state.seconds_between_releases += GAIN * (gap - state.seconds_between_releases);
+        }
+        if let Some(member) = state.member(worker) {
+            member.own.count = member.own.count.saturating_sub(1);
+            member.own.weight = member.own.weight.saturating_sub(weight);
+            if !answered {
+                member.health.neutral();
+                member.answer_given_up();
+            }
+        }
+        state
+            .members
+            .retain(|member| member.offered || member.own.count > 0);
+        self.fill(state, now);
+    }
+
+    /// What this router has with `worker`, for a report that is being fetched.
+    pub(crate) fn own(&self, worker: &Arc<Worker>) -> Own {
+        self.lock().member(worker).map_or(Own::default(), |m| m.own)
+    }
+
+    /// A report came at `taken` by another way than an answer.
+    pub(crate) fn reported(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        load: LoadReport,
+        own_then: Own,
+        taken: Instant,
+    ) {
+        let mut state = self.lock();
+        if let Some(member) = state.member(worker) {
+            member.take_report(load, own_then, taken);
+        }
+        self.fill(state, shell::clock::now());
+    }
+
+    /// A probe was answered, or not.
+    pub(crate) fn probed(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        failure: Option<String>,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        let Some(member) = state.member(worker) else {
+            return;
+        };
+        let changed = member.health.probed(failure.is_none(), now);
+        let down = member.health.standing(now) == Standing::Down;
+        worker.set_down(down);
+        if changed {
+            tracing::info!(
+                worker = worker.name,
+                down,
+                cause = failure,
+                "a worker's probes changed their answer"
+            );
+        }
+        if let Some(cause) = failure {
+            member.last_error = Some((now, cause));
+        }
+        if changed {
+            self.fill(state, now);
+        }
+    }
+
+    /// Makes the members those that `offered` lists. Others leave the pick set at
+    /// once and the pool when their last request is done.
+    pub(crate) fn set_members(
+        self: &Arc<Self>,
+        offered: &[(Arc<Worker>, Option<Instant>)],
+        dispatch: Option<Dispatch>,
+        replicas: u32,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        state.dispatch = dispatch;
+        state.replicas.set(replicas, now);
+        for member in &mut state.members {
+            member.offered = false;
+        }
+        for (worker, renewed) in offered {
+            if state.member(worker).is_none() {
+                let member = Member::new(Arc::clone(worker), now);
+                state.members.push(member);
+            }
+            if let Some(member) = state.member(worker) {
+                member.offered = true;
+                member.renewed = *renewed;
+            }
+        }
+        state.members.retain(|m| m.offered || m.own.count > 0);
+        self.fill(state, now);
+    }
+
+    /// What is in flight and what waits.
+    pub(crate) fn demand(&self) -> Demand {
+        let state = self.lock();
+        Demand {
+            in_flight: state.members.iter().map(|m| m.own.count).sum(),
+            waiting: u32::try_from(state.room.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// What an operator of the router wants to know.
+    pub(crate) fn view(&self, now: Instant) -> Vec<WorkerView> {
+        self.lock().view(&self.rules, now)
+    }
+
+    /// Gives free slots to those who wait. Reservations are handed out with the
+    /// lock released, because one for a waiter that has gone comes back here.
+    fn fill(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
+        if state.room.len() == 0 {
+            return;
+        }
+        let placed = state.place_waiters(&self.rules, now);
+        drop(state);
+        for (waiter, worker) in placed {
+            let reservation = Reservation::new(Arc::clone(self), worker, waiter.weight, now);
+            drop(waiter.reply.send(reservation));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Waits for the slot.
+    pub(crate) async fn slot(&mut self) -> Option<Reservation> {
+        (&mut self.reply).await.ok()
+    }
+}
+
+#[cfg(test)]
+impl Waiting {
+    fn try_slot(&mut self) -> Option<Reservation> {
+        self.reply.try_recv().ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.pool.lock().room.leave(self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use protocol::load::Phase;
+
+    use super::*;
+    use crate::dispatch::reservation::Verdict;
+    use crate::upstream::link::Links;
+
+    fn pool() -> Arc<Pool> {
+        let rules = Rules {
+            dispatch: Dispatch::ShortestQueue,
+            default_slots: 2,
+            max_queued: 3,
+            max_held: 2,
+            warm_up: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(1),
+        };
+        Pool::new("m".to_owned(), rules, Arc::default())
+    }
+
+    fn worker(number: u16, now: Instant) -> Arc<Worker> {
+        let authority = http::uri::Authority::try_from(format!("127.0.0.1:{number}")).unwrap();
+        let name = format!("w{number}");
+        Arc::new(Worker::new(name.clone(), name, Links::new(&authority), now))
+    }
+
+    fn offer(pool: &Arc<Pool>, workers: &[Arc<Worker>], now: Instant) {
+        let offered: Vec<_> = workers.iter().map(|w| (Arc::clone(w), None)).collect();
+        pool.set_members(&offered, None, 1, now);
+    }
+
+    fn ask() -> Ask {
+        Ask {
+            tokens: 100,
+            patience: Duration::from_secs(60),
+            ..Ask::default()
+        }
+    }
+
+    fn load(running: u32, slots: u32, at: u64) -> LoadReport {
+        LoadReport {
+            phase: Phase::Serving,
+            running,
+            slots,
+            captured_at_ms: at,
+            ..LoadReport::default()
+        }
+    }
+
+    #[test]
+    fn the_least_loaded_for_its_slots_is_picked() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now), worker(2, now)];
+        offer(&pool, &workers, now);
+        pool.reported(&workers[0], load(3, 16, 1), Own::default(), now);
+        pool.reported(&workers[1], load(2, 4, 1), Own::default(), now);
+        let Entry::Now(reservation) = pool.enter(ask(), now) else {
+            panic!("there is room");
+        };
+        assert!(Arc::ptr_eq(reservation.worker(), &workers[0]));
+    }
+
+    #[test]
+    fn without_fresh_reports_of_all_only_our_own_count() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now), worker(2, now)];
+        offer(&pool, &workers, now);
+        pool.reported(&workers[0], load(9, 16, 1), Own::default(), now);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let Entry::Now(reservation) = pool.enter(ask(), now) else {
+                break;
+            };
+            held.push(reservation);
+        }
+        let first = held
+            .iter()
+            .filter(|r| Arc::ptr_eq(r.worker(), &workers[0]))
+            .count();
+        assert!(
+            first >= 2,
+            "the report of one was compared with nothing of the other"
+        );
+    }
+
+    #[test]
+    fn a_draining_worker_takes_nothing_new() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now)];
+        offer(&pool, &workers, now);
+        let mut report = load(0, 4, 1);
+        report.phase = Phase::Draining;
+        pool.reported(&workers[0], report, Own::default(), now);
+        assert!(matches!(pool.enter(ask(), now), Entry::Wait(waiting) if waiting.held));
+    }
+
+    #[test]
+    fn the_first_held_request_is_told_and_the_room_is_bounded() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let waiting: Vec<_> = (0..3).map(|_| pool.enter(ask(), now)).collect();
+        assert!(matches!(waiting[1], Entry::Wait(_)));
+        assert!(matches!(waiting[2], Entry::Refused(Shed::HoldFull)));
+        assert_eq!(pool.demand().waiting, 2);
+        drop(waiting);
+        assert_eq!(pool.demand(), Demand::default());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Enter,
+        Answer(usize, bool),
+        Fail(usize),
+        Release(usize),
+        GiveUp(usize),
+        Offer(usize),
+        Report(usize, u32),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Enter),
+            2 => (any::<usize>(), any::<bool>()).prop_map(|(n, b)| Step::Answer(n, b)),
+            1 => any::<usize>().prop_map(Step::Fail),
+            3 => any::<usize>().prop_map(Step::Release),
+            1 => any::<usize>().prop_map(Step::GiveUp),
+            1 => (0usize..4).prop_map(Step::Offer),
+            1 => (0usize..3, 0u32..9).prop_map(|(w, q)| Step::Report(w, q)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_in_flight_is_what_is_held_and_returns_to_zero(steps in prop::collection::vec(step(), 0..120)) {
+            let mut now = shell::clock::now();
+            let pool = pool();
+            let workers = [worker(1, now), worker(2, now), worker(3, now)];
+            offer(&pool, &workers, now);
+            let mut held: Vec<Reservation> = Vec::new();
+            let mut waiting: Vec<Waiting> = Vec::new();
+            for (at, step) in steps.into_iter().enumerate() {
+                now += Duration::from_millis(100);
+                let place = |n: usize| (!held.is_empty()).then(|| n % held.len());
+                match step {
+                    Step::Enter => match pool.enter(ask(), now) {
+                        Entry::Now(reservation) => held.push(reservation),
+                        Entry::Wait(wait) => waiting.push(wait),
+                        Entry::Refused(_) => {}
+                    },
+                    Step::Answer(n, well) => if let Some(n) = place(n) {
+                        let verdict = if well { Verdict::Well } else { Verdict::Failed };
+                        held[n].answered(Answered { load: None, complete: false, verdict }, now);
+                    },
+                    Step::Fail(n) => if let Some(n) = place(n) {
+                        held.remove(n).failed(Failure::Connect, String::new(), now);
+                    },
+                    Step::Release(n) => if let Some(n) = place(n) {
+                        drop(held.remove(n));
+                    },
+                    Step::GiveUp(n) => if !waiting.is_empty() {
+                        let n = n % waiting.len();
+                        drop(waiting.remove(n));
+                    },
+                    Step::Offer(count) => offer(&pool, &workers[..count.min(3)], now),
+                    Step::Report(w, queue) => pool.reported(&workers[w], load(queue, 2, at as u64), Own::default(), now),
+                }
+                let mut still = Vec::new();
+                for mut wait in waiting {
+                    match wait.try_slot() {
+                        Some(reservation) => held.push(reservation),
+                        None => still.push(wait),
+                    }
+                }
+                waiting = still;
+                let demand = pool.demand();
+                prop_assert_eq!(demand.in_flight as usize, held.len());
+                prop_assert_eq!(demand.waiting as usize, waiting.len());
+            }
+            drop(held);
+            drop(waiting);
+            prop_assert_eq!(pool.demand(), Demand::default());
+        }
+    }
+}

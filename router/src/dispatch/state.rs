@@ -1,0 +1,260 @@
+//! What a pool's lock guards, as a plain struct: who is a member, who waits, and
+//! the step that picks a worker and counts the request there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+
+use crate::args::Dispatch;
+use crate::dispatch::budget::RetryBudget;
+use crate::dispatch::estimate::{self, Own, Queue, Reported};
+use crate::dispatch::health::{self, Standing};
+use crate::dispatch::member::{Member, Worker};
+use crate::dispatch::pick::{self, Candidate, Preference};
+use crate::dispatch::pool::Rules;
+use crate::dispatch::replicas::Replicas;
+use crate::dispatch::room::{Placing, Room, Waiter};
+use crate::dispatch::weight::UsualSize;
+
+/// Reports older than this, and than three polls, are not trusted.
+const FRESH: Duration = Duration::from_secs(3);
+/// How much longer than its slots a worker's queue may be, as a divisor of the
+/// slots: enough that a freed slot finds work at once.
+const HEADROOM: u32 = 4;
+
+/// What a pool's lock guards.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) members: Vec<Member>,
+    pub(super) room: Room,
+    pub(super) usual: UsualSize,
+    pub(super) retries: RetryBudget,
+    pub(super) replicas: Replicas,
+    pub(super) dispatch: Option<Dispatch>,
+    pub(super) seconds_to_first_byte: f64,
+    pub(super) seconds_between_releases: f64,
+    pub(super) last_release: Option<Instant>,
+    scratch: Vec<Candidate>,
+    rng: SmallRng,
+}
+
+/// The outcome of a search for a worker.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// This one; the request is counted there.
+    Worker(Arc<Worker>),
+    /// Every worker was tried.
+    AllTried,
+    /// All are full.
+    Full,
+    /// There is no worker.
+    Nobody,
+}
+
+/// What an operator of the router wants to know of one worker.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerView {
+    /// The worker.
+    pub(crate) worker: Arc<Worker>,
+    /// How much it is trusted; `None` when it takes no new requests.
+    pub(crate) preference: Option<Preference>,
+    /// Its estimated queue.
+    pub(crate) queue: Queue,
+    /// What it has of ours.
+    pub(crate) own: Own,
+    /// Its last report.
+    pub(crate) reported: Option<Reported>,
+    /// Slots.
+    pub(crate) slots: u32,
+    /// How often it was picked.
+    pub(crate) picks: u64,
+    /// Its last failure.
+    pub(crate) last_error: Option<(Instant, String)>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            members: Vec::new(),
+            room: Room::default(),
+            usual: UsualSize::default(),
+            retries: RetryBudget::default(),
+            replicas: Replicas::default(),
+            dispatch: None,
+            seconds_to_first_byte: 0.0,
+            seconds_between_releases: 0.0,
+            last_release: None,
+            scratch: Vec::new(),
+            rng: SmallRng::from_rng(&mut rand::rng()),
+        }
+    }
+}
+
+impl State {
+    pub(super) fn member(&mut self, worker: &Arc<Worker>) -> Option<&mut Member> {
+        self.members
+            .iter_mut()
+            .find(|member| Arc::ptr_eq(&member.worker, worker))
+    }
+
+    /// Picks a worker and counts a request of this weight there.
+    pub(super) fn reserve(
+        &mut self,
+        rules: &Rules,
+        tried: &[Arc<Worker>],
+        weight: u64,
+        now: Instant,
+    ) -> Found {
+        let mut candidates = std::mem::take(&mut self.scratch);
+        self.candidates(rules, now, &mut candidates);
+        let nobody = candidates.is_empty();
+        let is_tried = |index: usize| {
+            tried
+                .iter()
+                .any(|worker| Arc::ptr_eq(worker, &self.members[index].worker))
+        };
+        if !tried.is_empty() {
+            candidates.retain(|candidate| !is_tried(candidate.index));
+        }
+        let dispatch = self.dispatch.unwrap_or(rules.dispatch);
+        let picked = pick::pick(&candidates, dispatch, &mut self.rng);
+        let all_tried = candidates.is_empty();
+        self.scratch = candidates;
+        let Some(index) = picked else {
+            return match (nobody, all_tried) {
+                (true, _) => Found::Nobody,
+                (_, true) => Found::AllTried,
+                _ => Found::Full,
+            };
+        };
+        let member = &mut self.members[index];
+        member.sent(weight, now);
+        Found::Worker(Arc::clone(&member.worker))
+    }
+
+    /// Lets those who wait try for a slot.
+    pub(super) fn place_waiters(
+        &mut self,
+        rules: &Rules,
+        now: Instant,
+    ) -> Vec<(Waiter, Arc<Worker>)> {
+        let mut room = std::mem::take(&mut self.room);
+        let placed =
+            room.place(
+                |waiter| match self.reserve(rules, &waiter.tried, waiter.weight, now) {
+                    Found::Worker(worker) => Placing::Placed(worker),
+                    Found::AllTried => Placing::NotThisOne,
+                    Found::Full | Found::Nobody => Placing::AllFull,
+                },
+            );
+        self.room = room;
+        placed
+    }
+
+    /// Ejects the worker if the pool can spare it, and says whether it did.
+    pub(super) fn eject(&mut self, worker: &Arc<Worker>, now: Instant) -> bool {
+        let open = self.members.iter().filter(|m| m.is_open()).count();
+        let ejected = self
+            .members
+            .iter()
+            .filter(|m| m.is_open() && m.health.standing(now) == Standing::Ejected)
+            .count();
+        let spare = health::can_spare(open, ejected);
+        if spare && let Some(member) = self.member(worker) {
+            member.health.eject(now);
+            tracing::warn!(worker = worker.name, "worker ejected for a while");
+        }
+        spare
+    }
+
+    /// The smallest number of 5xx in a row among the other open workers; a
+    /// worker alone is compared with itself and so is never an outlier.
+    pub(super) fn least_errors_besides(&self, worker: &Arc<Worker>) -> u32 {
+        self.members
+            .iter()
+            .filter(|m| m.is_open() && !Arc::ptr_eq(&m.worker, worker))
+            .map(|m| m.health.server_errors())
+            .min()
+            .unwrap_or(u32::MAX / 8)
+    }
+
+    /// How long a request that came now would wait for a slot.
+    pub(super) fn expected_wait(&self) -> Duration {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let ahead = (self.room.len() + 1) as f64;
+        Duration::from_secs_f64((ahead * self.seconds_between_releases).clamp(0.0, 3600.0))
+    }
+
+    /// What an operator of the router wants to know.
+    pub(super) fn view(&self, rules: &Rules, now: Instant) -> Vec<WorkerView> {
+        let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
+        let judge_leases = self.judge_leases(now);
+        let routers = self.replicas.get(now);
+        let view = |member: &Member| WorkerView {
+            worker: Arc::clone(&member.worker),
+            preference: member
+                .is_open()
+                .then(|| member.preference(usual_wait, judge_leases, now)),
+            queue: estimate::queue(member.own, fresh(member, rules, now), routers),
+            own: member.own,
+            reported: member.reported.clone(),
+            slots: member.slots(rules.default_slots),
+            picks: member.picks,
+            last_error: member.last_error.clone(),
+        };
+        self.members.iter().map(view).collect()
+    }
+
+    fn candidates(&self, rules: &Rules, now: Instant, out: &mut Vec<Candidate>) {
+        out.clear();
+        let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
+        let judge_leases = self.judge_leases(now);
+        for (index, member) in self.members.iter().enumerate() {
+            if member.is_open() {
+                out.push(Candidate {
+                    index,
+                    preference: member.preference(usual_wait, judge_leases, now),
+                    score: 0.0,
+                    share: 0.0,
+                    has_room: false,
+                });
+            }
+        }
+        // A worker on trial that nobody would pick for its score still has to be tried.
+        let routers = self.replicas.get(now);
+        let trusted = |c: &Candidate| c.preference <= Preference::Stale;
+        let any_trusted = out.iter().any(trusted);
+        let reports_count = out
+            .iter()
+            .filter(|c| trusted(c) || !any_trusted)
+            .all(|c| fresh(&self.members[c.index], rules, now).is_some());
+        for candidate in out {
+            let member = &self.members[candidate.index];
+            let report = member.reported.as_ref().filter(|_| reports_count);
+            let queue = estimate::queue(member.own, report, routers);
+            let slots = member.slots(rules.default_slots);
+            let warmth = member.warmth(rules.warm_up, now);
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            let queued = (queue.weight + estimate::UNIT) as f64;
+            candidate.share = f64::from(slots) * warmth;
+            candidate.score = queued / candidate.share;
+            candidate.has_room =
+                queue.count < u64::from(slots) + u64::from((slots / HEADROOM).max(1));
+        }
+    }
+
+    /// If all Leases look stale, the API server or our clock is the suspect.
+    fn judge_leases(&self, now: Instant) -> bool {
+        !self.members.iter().all(|member| member.is_stale(now))
+    }
+}
+
+fn fresh<'a>(member: &'a Member, rules: &Rules, now: Instant) -> Option<&'a Reported> {
+    let limit = FRESH.max(rules.poll_interval * 3);
+    member
+        .reported
+        .as_ref()
+        .filter(|reported| reported.age(now) <= limit)
+}

@@ -1,0 +1,208 @@
+//! An answer on its way from a worker to a caller. There is no task and no
+//! buffer between them: a slow caller slows the worker down, and a caller that
+//! leaves drops this, which closes the worker's connection and frees the slot.
+
+use std::fmt;
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use protocol::llava::Code;
+use tokio::time::Sleep;
+
+use crate::dispatch::health::Failure;
+use crate::dispatch::reservation::Reservation;
+use crate::metrics::meter::Phase;
+use crate::proxy::cut::Cutter;
+use crate::refusal::Refusal;
+use crate::upstream::exchange::Answer;
+
+/// An answer on its way.
+pub(crate) struct Relay {
+    answer: Option<Answer>,
+    reservation: Reservation,
+    cutter: Cutter,
+    next: Option<Bytes>,
+    pace: RelayPace,
+    started: Instant,
+    heard: Instant,
+    sent: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// The time limits of a relay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayPace {
+    /// Between two pieces.
+    pub(crate) chunk_timeout: Duration,
+    /// Of silence before a keep-alive.
+    pub(crate) keep_alive: Duration,
+    /// Of the whole request.
+    pub(crate) deadline: Instant,
+}
+
+impl Relay {
+    /// Relays what follows `first`.
+    pub(crate) fn new(
+        answer: Answer,
+        reservation: Reservation,
+        mut cutter: Cutter,
+        first: Option<Bytes>,
+        pace: RelayPace,
+        started: Instant,
+    ) -> Self {
+        let now = shell::clock::now();
+        let next = first.and_then(|first| cutter.pass(first));
+        let mut relay = Self {
+            answer: Some(answer),
+            reservation,
+            cutter,
+            next,
+            pace,
+            started,
+            heard: now,
+            sent: now,
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+        };
+        relay.rearm();
+        relay
+    }
+
+    /// The next bytes for the caller.
+    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if let Some(next) = self.next.take() {
+            return Poll::Ready(Some(Ok(next)));
+        }
+        loop {
+            let Some(answer) = &mut self.answer else {
+                return Poll::Ready(None);
+            };
+            match answer.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    self.note_arrival();
+                    if let Some(whole) = self.cutter.pass(data) {
+                        return Poll::Ready(Some(Ok(whole)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.reservation.pool().meter.upstream_aborts.up();
+                    let now = shell::clock::now();
+                    self.reservation
+                        .failed(Failure::Broken, error.to_string(), now);
+                    return self.cut("worker_lost", "the worker broke off");
+                }
+                Poll::Ready(None) => {
+                    self.end();
+                    return Poll::Ready(self.cutter.rest().map(Ok));
+                }
+                Poll::Pending => {
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    if let Some(polled) = self.timer_fired() {
+                        return polled;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether everything was relayed.
+    pub(crate) fn is_end(&self) -> bool {
+        self.answer.is_none() && self.next.is_none()
+    }
+
+    /// The length of what is left, where the worker told it.
+    pub(crate) fn exact_len(&self) -> Option<u64> {
+        let rest = match &self.answer {
+            Some(answer) => answer.exact_len()?,
+            None => 0,
+        };
+        Some(rest + self.next.as_ref().map_or(0, Bytes::len) as u64)
+    }
+
+    fn note_arrival(&mut self) {
+        let now = shell::clock::now();
+        let gap = now.saturating_duration_since(self.heard);
+        self.reservation.pool().meter.gap.observe(gap);
+        self.reservation.worker().heard(now);
+        self.heard = now;
+        self.sent = now;
+    }
+
+    /// The timer is not moved for each piece; when it fires, it is seen what is due.
+    fn timer_fired(&mut self) -> Option<Poll<Option<io::Result<Bytes>>>> {
+        let now = shell::clock::now();
+        if now >= self.pace.deadline {
+            return Some(self.cut("request_timeout", "the request took longer than it may"));
+        }
+        if now >= self.heard + self.pace.chunk_timeout {
+            return Some(self.cut("chunk_timeout", "the worker fell silent"));
+        }
+        let keep_alive = self.cutter.framing().keep_alive();
+        if let Some(comment) = keep_alive
+            && now >= self.sent + self.pace.keep_alive
+        {
+            self.sent = now;
+            self.rearm();
+            if self.cutter.is_between_frames() {
+                return Some(Poll::Ready(Some(Ok(comment))));
+            }
+        }
+        self.rearm();
+        None
+    }
+
+    fn rearm(&mut self) {
+        let mut due = (self.heard + self.pace.chunk_timeout).min(self.pace.deadline);
+        if self.cutter.framing().keep_alive().is_some() {
+            due = due.min(self.sent + self.pace.keep_alive);
+        }
+        self.timer.as_mut().reset(due.into());
+    }
+
+    /// Ends a stream that did not end by itself: with an error frame where the
+    /// framing has one, by cutting the connection where it has none.
+    fn cut(
+        &mut self,
+        code: &'static str,
+        message: &'static str,
+    ) -> Poll<Option<io::Result<Bytes>>> {
+        self.end();
+        let error = Refusal::stream_broken(code, message);
+        let frame = self.cutter.broken(&error, Code::Unreachable);
+        let opaque = self.cutter.framing().keep_alive().is_none();
+        Poll::Ready(match frame {
+            None if opaque => Some(Err(io::Error::other(message))),
+            frame => frame.map(Ok),
+        })
+    }
+
+    fn end(&mut self) {
+        self.answer = None;
+        let took = shell::clock::now().saturating_duration_since(self.started);
+        self.reservation.pool().meter.duration.observe(took);
+        self.reservation.release();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if self.answer.is_some() {
+            let meter = &self.reservation.pool().meter;
+            meter.caller_aborts.up(Phase::Stream);
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,225 @@
+//! Takes in a request's body: counted against the limit of one body and the
+//! limit of all, read by the fact reader as it arrives, kept as it came so that
+//! a retry can send the same bytes.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use crate::request::facts::{FactReader, Facts};
+use crate::request::scan::Malformed;
+
+/// Smaller pieces are copied together, so that a body sent byte by byte does not
+/// cost a piece of bookkeeping each.
+const SMALL: usize = 4096;
+/// How much of a body that is too large is read and thrown away, so that the
+/// client, still sending, comes to read the refusal.
+const DISCARD: u64 = 64 << 20;
+
+/// The bytes of all bodies held at once, and their limit.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    used: AtomicU64,
+    max: u64,
+}
+
+/// A share of the [`Budget`]; given back on drop.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+/// A whole request body. Clones share the bytes, and the last one frees them.
+#[derive(Clone, Debug)]
+pub(crate) struct Payload {
+    kept: Arc<Kept>,
+    next: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    pieces: Vec<Bytes>,
+    share: Option<Share>,
+}
+
+/// Why a body was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IntakeError {
+    /// Larger than one body may be.
+    #[error("the body is larger than {max} bytes")]
+    TooLarge {
+        /// The limit.
+        max: u64,
+    },
+    /// All bodies together would be larger than they may be.
+    #[error("the router holds as many request bytes as it may")]
+    BuffersFull,
+    /// Nothing came for too long.
+    #[error("no part of the body arrived for {} s", .after.as_secs_f32())]
+    Stalled {
+        /// The limit.
+        after: Duration,
+    },
+    /// The client broke off.
+    #[error("the body broke off")]
+    Aborted,
+    /// Not JSON.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+impl Budget {
+    /// A budget of `max` bytes.
+    pub(crate) fn new(max: u64) -> Arc<Self> {
+        Arc::new(Self {
+            used: AtomicU64::new(0),
+            max,
+        })
+    }
+
+    /// Bytes held now.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Share {
+    fn grow(&mut self, bytes: u64) -> Result<(), IntakeError> {
+        let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before + bytes > self.budget.max {
+            return Err(IntakeError::BuffersFull);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads `body` whole.
+pub(crate) async fn take_in(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    budget: &Arc<Budget>,
+    max: u64,
+    stall: Duration,
+) -> Result<(Payload, Facts), IntakeError> {
+    if body.size_hint().lower() > max {
+        if !headers.contains_key(http::header::EXPECT) {
+            discard(&mut body, stall).await;
+        }
+        return Err(IntakeError::TooLarge { max });
+    }
+    let mut share = Share {
+        budget: Arc::clone(budget),
+        bytes: 0,
+    };
+    let mut pieces = Vec::new();
+    let mut tail = BytesMut::new();
+    let mut reader = FactReader::default();
+    loop {
+        let frame = match tokio::time::timeout(stall, body.frame()).await {
+            Err(_) => return Err(IntakeError::Stalled { after: stall }),
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return Err(IntakeError::Aborted),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if share.bytes + data.len() as u64 > max {
+            discard(&mut body, stall).await;
+            return Err(IntakeError::TooLarge { max });
+        }
+        share.grow(data.len() as u64)?;
+        if let Err(malformed) = reader.push(&data) {
+            discard(&mut body, stall).await;
+            return Err(malformed.into());
+        }
+        if data.len() >= SMALL || body.is_end_stream() && tail.is_empty() {
+            flush(&mut tail, &mut pieces);
+            pieces.push(data);
+        } else {
+            tail.extend_from_slice(&data);
+            if tail.len() >= 4 * SMALL {
+                flush(&mut tail, &mut pieces);
+            }
+        }
+    }
+    flush(&mut tail, &mut pieces);
+    let kept = Arc::new(Kept {
+        pieces,
+        share: Some(share),
+    });
+    Ok((Payload { kept, next: 0 }, reader.finish()?))
+}
+
+fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
+    if !tail.is_empty() {
+        pieces.push(tail.split().freeze());
+    }
+}
+
+async fn discard(body: &mut Incoming, stall: Duration) {
+    let mut left = DISCARD;
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(stall, body.frame()).await {
+        let size = frame.data_ref().map_or(0, Bytes::len) as u64;
+        match left.checked_sub(size) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+impl Payload {
+    /// No body at all.
+    pub(crate) fn empty() -> Self {
+        let kept = Arc::new(Kept {
+            pieces: Vec::new(),
+            share: None,
+        });
+        Self { kept, next: 0 }
+    }
+
+    /// Bytes in all.
+    pub(crate) fn len(&self) -> u64 {
+        self.kept.share.as_ref().map_or(0, |share| share.bytes)
+    }
+}
+
+impl Body for Payload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.kept.pieces.get(self.next).cloned();
+        self.next += 1;
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.next >= self.kept.pieces.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.kept.pieces.iter().skip(self.next);
+        SizeHint::with_exact(rest.map(|piece| piece.len() as u64).sum())
+    }
+}

@@ -1,0 +1,178 @@
+//! Requests that are wrong get a clear 4xx within its time limit, and leave
+//! nothing behind.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::client::{ask, body, chat, request};
+use crate::support::router::{in_flight, metric};
+use crate::support::{FakeWorker, eventually, router, soon};
+
+#[tokio::test]
+async fn malformed_json_a_missing_model_and_an_unknown_one_are_told_apart() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    for (text, status, code) in [
+        ("", 400, "invalid_json"),
+        ("{\"model\":\"m\"", 400, "invalid_json"),
+        ("[]", 400, "invalid_json"),
+        ("{\"messages\":[]}", 400, "missing_model"),
+        ("{\"model\":[]}", 400, "missing_model"),
+        ("{\"model\":\"other\"}", 404, "model_not_found"),
+    ] {
+        let reply = ask(
+            router.address,
+            request("POST", "/v1/chat/completions", text),
+        )
+        .await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.code().as_str()),
+            (status, code),
+            "{text}"
+        );
+    }
+    for (method, path, status) in [
+        ("POST", "/v1/nothing", 404),
+        ("GET", "/workers", 404),
+        ("GET", "/metrics", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ] {
+        let reply = ask(router.address, request(method, path, "")).await;
+        assert_eq!(reply.status, status, "{method} {path}");
+        assert!(reply.json()["error"]["message"].is_string());
+    }
+    assert_eq!(worker.hits(), 0);
+}
+
+#[tokio::test]
+async fn a_body_of_33_mib_is_refused_with_or_without_a_length() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let huge = body(&json!({"filler": "x".repeat(33 << 20)}));
+    let reply = ask(
+        router.address,
+        request("POST", "/v1/completions", huge.clone()),
+    )
+    .await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (413, "body_too_large")
+    );
+
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    stream
+        .write_all(
+            b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    for piece in huge.as_bytes().chunks(1 << 20) {
+        stream
+            .write_all(format!("{:x}\r\n", piece.len()).as_bytes())
+            .await
+            .unwrap();
+        stream.write_all(piece).await.unwrap();
+        stream.write_all(b"\r\n").await.unwrap();
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    assert!(first_line(&mut stream).await.contains(" 413 "));
+    assert_eq!(worker.hits(), 0);
+    assert_eq!(
+        metric(&router, "llava_router_buffered_bytes", "").await,
+        0.0
+    );
+}
+
+#[tokio::test]
+async fn all_bodies_together_are_bounded() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--max-buffered=1MiB").start().await;
+    let reply = ask(
+        router.address,
+        chat(&json!({"filler": "x".repeat(2 << 20)})),
+    )
+    .await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (503, "buffers_full")
+    );
+    assert!(reply.headers.contains_key("retry-after"));
+    assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
+}
+
+#[tokio::test]
+async fn five_hundred_headers_are_refused() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    let mut head = "GET /v1/models HTTP/1.1\r\nhost: h\r\n".to_owned();
+    for number in 0..500 {
+        head += &format!("x-{number}: 1\r\n");
+    }
+    head += "\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert!(first_line(&mut stream).await.contains(" 431 "));
+}
+
+#[tokio::test]
+async fn a_slow_head_and_a_slow_body_are_cut_off_with_408() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker])
+        .with("--header-timeout=0.3")
+        .with("--body-timeout=0.3")
+        .start()
+        .await;
+    for start in [
+        "POST /v1/completions HTTP/1.1\r\nho",
+        "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{\"mod",
+    ] {
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let since = tokio::time::Instant::now();
+        let line = first_line(&mut stream).await;
+        assert!(line.contains(" 408 "), "{start}: {line}");
+        assert!(since.elapsed() < Duration::from_secs(2));
+    }
+    eventually("the connections are closed", async || {
+        metric(&router, "llava_router_connections", "").await == 0.0
+    })
+    .await;
+    assert_eq!((in_flight(&router).await, worker.hits()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker])
+        .with("--header-timeout=0.2")
+        .start()
+        .await;
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    let mut rest = Vec::new();
+    soon("the close", stream.read_to_end(&mut rest))
+        .await
+        .unwrap();
+    assert!(rest.is_empty());
+}
+
+async fn first_line(stream: &mut TcpStream) -> String {
+    let mut seen = Vec::new();
+    soon("an answer", async {
+        let mut some = [0; 256];
+        while !seen.contains(&b'\n') {
+            let got = stream.read(&mut some).await.unwrap();
+            assert!(got > 0, "closed without a word");
+            seen.extend_from_slice(&some[..got]);
+        }
+    })
+    .await;
+    String::from_utf8_lossy(&seen)
+        .lines()
+        .next()
+        .unwrap()
+        .to_owned()
+}

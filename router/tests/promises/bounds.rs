@@ -1,0 +1,101 @@
+//! Memory that stays bounded, whoever is slow.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+
+use crate::support::client::{begin, body, chat};
+use crate::support::process::Process;
+use crate::support::router::{in_flight, metric};
+use crate::support::{FakeWorker, eventually, router, soon};
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn twenty_slow_readers_of_16_mb_cost_less_than_20_mib() {
+    let worker = FakeWorker::with_slots(32).await;
+    let router = Process::start(router(&[&worker])).await;
+    let before = router.memory();
+    let mut readers = Vec::new();
+    for _ in 0..20 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(8 * 1024).unwrap();
+        let mut stream = socket.connect(router.address).await.unwrap();
+        let text = body(&json!({"stream": true, "events": 1000, "bytes": 16_000}));
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream.readable().await.unwrap();
+        readers.push(stream);
+    }
+    // Each reads a little, again and again.
+    let mut most = 0;
+    for _ in 0..40 {
+        for reader in &mut readers {
+            let mut some = [0; 4096];
+            soon("some bytes", reader.read_exact(&mut some))
+                .await
+                .unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        most = most.max(router.memory());
+    }
+    let grown = most.saturating_sub(before);
+    assert!(grown < 20 * MIB, "{} MiB", grown / MIB);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_cut_off() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--write-timeout=0.3").start().await;
+    let stuck = begin(
+        router.address,
+        chat(&json!({"stream": true, "events": 4000, "bytes": 16_000})),
+    )
+    .await;
+    eventually("its slot is free", async || in_flight(&router).await == 0).await;
+    assert_eq!(
+        metric(&router, "llava_router_caller_aborts_total", "stream").await,
+        1.0
+    );
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_worker_that_falls_silent_ends_in_an_error_event() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--chunk-timeout=0.2").start().await;
+    let coming = begin(
+        router.address,
+        chat(&json!({"stream": true, "gap_ms": 60_000})),
+    )
+    .await;
+    let reply = soon("the end", coming.whole()).await;
+    assert!(
+        reply.events()[1].contains("chunk_timeout"),
+        "{}",
+        reply.text()
+    );
+    eventually("the worker was told", async || worker.left() == 1).await;
+}
+
+#[tokio::test]
+async fn the_client_may_ask_for_less_time() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut request = chat(&json!({"first_ms": 60_000}));
+    request
+        .headers_mut()
+        .insert("x-request-timeout", "0.2".parse().unwrap());
+    let reply = crate::support::client::ask(router.address, request).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (504, "request_timeout")
+    );
+    eventually("the worker was told", async || worker.left() == 1).await;
+}

@@ -1,0 +1,247 @@
+//! Workers that die, hang, slow down, lie or fail.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::json;
+
+use crate::support::client::{ask, begin, chat};
+use crate::support::router::{in_flight, metric, rows};
+use crate::support::{FakeWorker, Reply, eventually, router};
+
+async fn four() -> [FakeWorker; 4] {
+    [
+        FakeWorker::start().await,
+        FakeWorker::start().await,
+        FakeWorker::start().await,
+        FakeWorker::start().await,
+    ]
+}
+
+/// `count` unary requests, one each `every`.
+async fn flow(
+    address: std::net::SocketAddr,
+    count: usize,
+    every: Duration,
+    extra: serde_json::Value,
+) -> Vec<Reply> {
+    let started = tokio::time::Instant::now();
+    let requests = (0..count).map(|number| {
+        let extra = extra.clone();
+        async move {
+            tokio::time::sleep_until(started + every * u32::try_from(number).unwrap()).await;
+            ask(address, chat(&extra)).await
+        }
+    });
+    join_all(requests).await
+}
+
+#[tokio::test]
+async fn no_unary_request_fails_when_a_worker_is_killed() {
+    let workers = four().await;
+    let router = router(&workers.iter().collect::<Vec<_>>()).start().await;
+    let requests = flow(
+        router.address,
+        300,
+        Duration::from_millis(5),
+        json!({"first_ms": 30}),
+    );
+    let (replies, ()) = tokio::join!(requests, async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        workers[0].kill();
+    });
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    assert!(metric(&router, "llava_router_retries_total", "").await >= 1.0);
+    assert_eq!(in_flight(&router).await, 0);
+}
+
+#[tokio::test]
+async fn a_stream_cut_by_a_dead_worker_ends_with_one_error_event() {
+    let workers = [FakeWorker::start().await];
+    let router = router(&[&workers[0]]).start().await;
+    for tear in [false, true] {
+        let wish = json!({"stream": true, "events": 9, "gap_ms": 20, "die_after": 3, "tear": tear});
+        let reply = ask(router.address, chat(&wish)).await;
+        assert!(reply.whole, "the connection was cut");
+        let events = reply.events();
+        assert_eq!(events.len(), 4, "{events:?}");
+        let error: serde_json::Value = serde_json::from_str(&events[3]).unwrap();
+        assert_eq!(error["error"]["type"], "stream_error");
+        assert_eq!(error["error"]["code"], "worker_lost");
+        assert!(!reply.text().contains("[DONE]"));
+    }
+}
+
+#[tokio::test]
+async fn streams_of_a_killed_worker_end_and_new_ones_go_elsewhere() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(
+            begin(
+                router.address,
+                chat(&json!({"stream": true, "events": 20, "gap_ms": 50})),
+            )
+            .await,
+        );
+    }
+    workers[0].kill();
+    let replies = join_all(streams.into_iter().map(|stream| stream.whole())).await;
+    let broken = replies
+        .iter()
+        .filter(|r| r.text().contains("stream_error"))
+        .count();
+    assert_eq!(broken, 5);
+    for reply in &replies {
+        assert!(reply.whole);
+        let events = reply.events();
+        let errors = events.iter().filter(|e| e.contains("\"error\"")).count();
+        let done = events.last().unwrap() == "[DONE]";
+        assert_eq!(
+            (errors, done),
+            if reply.text().contains("stream_error") {
+                (1, false)
+            } else {
+                (0, true)
+            }
+        );
+    }
+    for _ in 0..10 {
+        assert_eq!(
+            ask(router.address, chat(&json!({"stream": true})))
+                .await
+                .events()
+                .len(),
+            4
+        );
+    }
+}
+
+#[tokio::test]
+async fn requests_at_a_hung_worker_move_on() {
+    let workers = four().await;
+    let router = router(&workers.iter().collect::<Vec<_>>())
+        .with("--poll-timeout=0.3")
+        .start()
+        .await;
+    let requests = flow(
+        router.address,
+        300,
+        Duration::from_millis(10),
+        json!({"first_ms": 20}),
+    );
+    let (replies, ()) = tokio::join!(requests, async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        workers[0].hang();
+    });
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    let down = rows(&router)
+        .await
+        .iter()
+        .filter(|row| row["state"] == "down")
+        .count();
+    assert_eq!(down, 1);
+}
+
+#[tokio::test]
+async fn a_killed_worker_that_comes_back_is_used_again() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    workers[0].kill();
+    eventually("the death is seen", async || {
+        rows(&router).await.iter().any(|row| row["state"] == "down")
+    })
+    .await;
+    let back = FakeWorker::at(workers[0].address, 8).await;
+    eventually("the worker is used again", async || {
+        ask(router.address, chat(&json!({}))).await;
+        back.hits() > 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_ten_times_slower_gets_little() {
+    let workers = four().await;
+    workers[0].slow_down(10);
+    let router = router(&workers.iter().collect::<Vec<_>>()).start().await;
+    let replies = flow(
+        router.address,
+        300,
+        Duration::from_millis(10),
+        json!({"first_ms": 20}),
+    )
+    .await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let hits = workers[0].hits();
+    assert!(hits < 60, "the slow worker got {hits} of 300");
+}
+
+#[tokio::test]
+async fn a_worker_that_claims_to_be_idle_gets_no_more_than_its_share() {
+    let workers = four().await;
+    workers[0].lie(0);
+    let router = router(&workers.iter().collect::<Vec<_>>()).start().await;
+    let replies = flow(
+        router.address,
+        400,
+        Duration::from_millis(5),
+        json!({"first_ms": 60}),
+    )
+    .await;
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let hits = workers[0].hits();
+    assert!(hits < 200, "the liar got {hits} of 400");
+}
+
+#[tokio::test]
+async fn requests_that_earn_errors_hurt_nobody_else() {
+    let workers = four().await;
+    let router = router(&workers.iter().collect::<Vec<_>>()).start().await;
+    for (status, count) in [(400, 40), (500, 30)] {
+        let earned =
+            join_all((0..count).map(|_| ask(router.address, chat(&json!({"status": status})))))
+                .await;
+        for reply in earned {
+            assert_eq!(reply.status, status);
+            assert_eq!(reply.code(), format!("wished_{status}"));
+        }
+        let good = join_all((0..20).map(|_| ask(router.address, chat(&json!({}))))).await;
+        assert!(good.iter().all(|reply| reply.status == 200));
+    }
+    let hits: usize = workers.iter().map(FakeWorker::hits).sum();
+    assert_eq!(hits, 40 + 30 + 2 * 20, "an error was tried again elsewhere");
+    assert!(rows(&router).await.iter().all(|row| row["state"] == "good"));
+}
+
+#[tokio::test]
+async fn a_busy_answer_is_tried_elsewhere_and_counts_against_nobody() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    for status in [429, 503] {
+        let reply = ask(router.address, chat(&json!({"status": status}))).await;
+        assert_eq!(reply.status, status);
+        assert!(reply.headers.contains_key("retry-after"));
+    }
+    assert_eq!((workers[0].hits(), workers[1].hits()), (2, 2));
+    assert!(rows(&router).await.iter().all(|row| row["state"] == "good"));
+}
+
+#[tokio::test]
+async fn all_workers_away_is_a_clear_refusal() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    worker.kill();
+    let reply = ask(router.address, chat(&json!({}))).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (502, "worker_unreachable")
+    );
+    assert!(reply.headers.contains_key("retry-after"));
+    assert_eq!(in_flight(&router).await, 0);
+}
