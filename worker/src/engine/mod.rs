@@ -1,0 +1,30 @@
+//! The engine: one thread that owns the model and answers many requests at
+//! once by continuous batching.
+//!
+//! [`plan`] decides and knows no model; [`run`] does and decides nothing.
+
+mod backend;
+pub mod detokenizer;
+mod handle;
+pub mod key;
+pub mod metrics;
+pub mod plan;
+pub mod request;
+mod run;
+pub mod sequence;
+pub mod state;
+pub mod stop;
+pub mod vision_cache;
+
+pub use backend::{Backend, LoadedModel, Rows};
+pub use detokenizer::Decode;
+pub use handle::{EngineHandle, Pulse};
+pub use key::ImageHash;
+pub use metrics::EngineMetrics;
+pub use request::{Event, Failure, ImageContent, ImageInput, PromptPiece, Request, TokenEvent};
+pub use run::{EngineOptions, start};
+pub use state::Budget;
+pub use vision_cache::VisionCache;
+
+#[cfg(test)]
+mod tests;

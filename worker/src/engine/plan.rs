@@ -1,0 +1,257 @@
+//! The scheduler: one pure function from what is known to what happens next.
+//!
+//! The rules, in the order they are applied:
+//! 1. Who waited too long is given up.
+//! 2. When running sequences outgrow the KV memory, the one admitted last goes
+//!    back to the queue (it loses no text, only time); the first one never does.
+//! 3. Those who wait come in, first come first served, while there are a slot
+//!    and memory; they begin with what a slot already holds of them.
+//! 4. Slots that are kept for later give way, least recently used first.
+//! 5. Every started sequence gets a token, beside at most one chunk of work for
+//!    those that have not: a batch of images, or prompt tokens. Prompts
+//!    that end within the chunk go first, so that a short one does not wait for
+//!    a long one; nobody is passed over more than [`PATIENCE`] times.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use super::key::Key;
+use super::state::{Running, SequenceId, Slot, State};
+
+/// How often later prompts may go before an earlier one.
+pub const PATIENCE: u32 = 4;
+
+/// What happens next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Waited too long.
+    pub expire: Vec<SequenceId>,
+    /// Back to the queue.
+    pub preempt: Vec<SequenceId>,
+    /// Slots whose kept content goes.
+    pub evict: Vec<usize>,
+    /// Come in.
+    pub admit: Vec<Admission>,
+    /// Images are encoded for these.
+    pub encode: Vec<SequenceId>,
+    /// Positions are computed for these; the last of them samples a token.
+    pub prefill: Vec<(SequenceId, Range<usize>)>,
+    /// Each gets one token.
+    pub decode: Vec<SequenceId>,
+}
+
+/// A sequence gets a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Which.
+    pub id: SequenceId,
+    /// Where to.
+    pub slot: usize,
+    /// What it begins with: the first tokens of a slot, which may be its own.
+    pub reuse: Option<(usize, usize)>,
+}
+
+impl Admission {
+    /// Tokens that need not be computed.
+    #[must_use]
+    pub fn reused(&self) -> usize {
+        self.reuse.map_or(0, |(_, tokens)| tokens)
+    }
+}
+
+/// Decides on the next step.
+#[must_use]
+pub fn plan(state: &State, now: Instant) -> Step {
+    let mut step = Step {
+        expire: expired(state, now),
+        ..Step::default()
+    };
+    let mut committed = state.committed();
+    preempt(state, &mut step, &mut committed);
+    let stays = |running: &&Running| !step.preempt.contains(&running.id);
+    let running: Vec<&Running> = state.running.iter().filter(stays).collect();
+    if step.preempt.is_empty() {
+        admit(state, &mut step, &mut committed);
+    }
+    evict(state, &mut step, committed);
+    step.decode = running
+        .iter()
+        .filter(|running| running.decodes())
+        .map(|running| running.id)
+        .collect();
+    fill(state, &running, &mut step);
+    step
+}
+
+fn expired(state: &State, now: Instant) -> Vec<SequenceId> {
+    state
+        .waiting
+        .iter()
+        .filter(|waiting| waiting.deadline.is_some_and(|deadline| deadline <= now))
+        .map(|waiting| waiting.id)
+        .collect()
+}
+
+fn preempt(state: &State, step: &mut Step, committed: &mut usize) {
+    for running in state.running.iter().skip(1).rev() {
+        if *committed <= state.budget.kv_tokens {
+            break;
+        }
+        *committed -= running.key.len();
+        step.preempt.push(running.id);
+    }
+}
+
+fn admit(state: &State, step: &mut Step, committed: &mut usize) {
+    let mut free: Vec<usize> = (0..state.slots.len())
+        .filter(|&slot| !matches!(state.slots[slot], Slot::Owned))
+        .collect();
+    let mut running = state.running.len();
+    // What another admission of this step has overwritten is nobody's source.
+    let mut taken: Vec<usize> = Vec::new();
+    for waiting in &state.waiting {
+        if step.expire.contains(&waiting.id) {
+            continue;
+        }
+        // Room for one more token of each, or the newcomer would be the next to go.
+        let room = *committed + waiting.key.len() + running < state.budget.kv_tokens;
+        if free.is_empty() || !(room || running == 0) {
+            break;
+        }
+        let source = longest_prefix(state, &waiting.key, &taken);
+        let slot = landing(state, &free, source);
+        free.retain(|&other| other != slot);
+        taken.push(slot);
+        step.admit.push(Admission {
+            id: waiting.id,
+            slot,
+            reuse: source,
+        });
+        *committed += waiting.key.len();
+        running += 1;
+    }
+}
+
+/// The slot that holds most of `key`'s beginning. At least one position is
+/// left to compute, because only computing gives logits.
+fn longest_prefix(state: &State, key: &Key, taken: &[usize]) -> Option<(usize, usize)> {
+    let held = |slot: usize| match &state.slots[slot] {
+        Slot::Empty => 0,
+        Slot::Cached { key: held, .. } => held.common(key),
+        Slot::Owned => state
+            .running
+            .iter()
+            .find(|running| running.slot == slot)
+            .map_or(0, |running| running.key.common(key).min(running.computed)),
+    };
+    (0..state.slots.len())
+        .filter(|slot| !taken.contains(slot))
+        .map(|slot| (slot, held(slot).min(key.len() - 1)))
+        .filter(|&(_, tokens)| tokens > 0)
+        .max_by_key(|&(slot, tokens)| (tokens, usize::MAX - slot))
+}
+
+/// Where a sequence goes: onto what it continues, if that is most of what the
+/// slot holds; else over what has been useless for longest.
+fn landing(state: &State, free: &[usize], source: Option<(usize, usize)>) -> usize {
+    if let Some((slot, tokens)) = source
+        && free.contains(&slot)
+        && let Slot::Cached { key, .. } = &state.slots[slot]
+        && tokens * 2 >= key.len()
+    {
+        return slot;
+    }
+    let worth = |slot: usize| match &state.slots[slot] {
+        Slot::Cached { left_at, .. } => *left_at,
+        Slot::Empty | Slot::Owned => 0,
+    };
+    free.iter()
+        .copied()
+        .min_by_key(|&slot| worth(slot))
+        .unwrap_or_default()
+}
+
+fn evict(state: &State, step: &mut Step, committed: usize) {
+    let mut kept: Vec<(u64, usize, usize)> = (0..state.slots.len())
+        .filter(|&slot| step.admit.iter().all(|admission| admission.slot != slot))
+        .filter_map(|slot| match &state.slots[slot] {
+            Slot::Cached { key, left_at } => Some((*left_at, slot, key.len())),
+            _ => None,
+        })
+        .collect();
+    kept.sort_unstable();
+    let mut held = committed + kept.iter().map(|&(_, _, tokens)| tokens).sum::<usize>();
+    for (_, slot, tokens) in kept {
+        if held <= state.budget.kv_tokens {
+            break;
+        }
+        held -= tokens;
+        step.evict.push(slot);
+    }
+}
+
+/// The one chunk of work beside the decode.
+fn fill(state: &State, running: &[&Running], step: &mut Step) {
+    let mut tiles = 0;
+    for sequence in running.iter().filter(|sequence| sequence.tiles > 0) {
+        if tiles > 0 && tiles + sequence.tiles > state.budget.tiles {
+            break;
+        }
+        tiles += sequence.tiles;
+        step.encode.push(sequence.id);
+    }
+    if tiles > 0 {
+        return;
+    }
+    let prompts: Vec<&&Running> = running
+        .iter()
+        .filter(|sequence| sequence.missing() > 0 && !sequence.decodes())
+        .collect();
+    let mut room = state.budget.chunk_tokens;
+    let mut take = |sequence: &Running, tokens: usize| {
+        let range = sequence.computed..sequence.computed + tokens;
+        step.prefill.push((sequence.id, range));
+    };
+    let impatient = prompts
+        .iter()
+        .find(|sequence| sequence.passed_over >= PATIENCE);
+    let mut short: Vec<_> = prompts
+        .iter()
+        .filter(|sequence| sequence.missing() <= room)
+        .collect();
+    if let Some(sequence) = impatient {
+        take(sequence, sequence.missing().min(room));
+    } else if short.is_empty() {
+        if let Some(sequence) = prompts.first() {
+            take(sequence, sequence.missing().min(room));
+        }
+    } else {
+        short.sort_by_key(|sequence| sequence.missing());
+        for sequence in short {
+            if sequence.missing() > room {
+                break;
+            }
+            room -= sequence.missing();
+            take(sequence, sequence.missing());
+        }
+    }
+}
+
+impl State {
+    /// Counts for every prompt whether this step let a later one go before it.
+    pub fn note_order(&mut self, step: &Step) {
+        let served = |id: SequenceId| step.prefill.iter().any(|(other, _)| *other == id);
+        let last = self.running.iter().rposition(|running| served(running.id));
+        for (at, running) in self.running.iter_mut().enumerate() {
+            if served(running.id) {
+                running.passed_over = 0;
+            } else if last.is_some_and(|last| at < last) && running.tiles == 0 && !running.decodes()
+            {
+                running.passed_over += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

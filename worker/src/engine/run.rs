@@ -1,0 +1,535 @@
+//! The engine thread: it owns the model, asks the scheduler what comes next,
+//! and does it. A fault ends the request that it belongs to and no other.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Instant;
+
+use protocol::openai::FinishReason;
+use shell::clock;
+
+use super::backend::{Backend, Rows};
+use super::handle::{Command, EngineHandle, Pulse};
+use super::key::ImageHash;
+use super::metrics::EngineMetrics;
+use super::plan::{Admission, Step, plan};
+use super::request::{Failure, ImageContent, Request};
+use super::sequence::{Next, Sequence};
+use super::state::{Budget, SequenceId, State, Waiting};
+use super::vision_cache::VisionCache;
+use crate::model::{ForwardError, Part};
+use crate::pixels::PixelValues;
+
+/// Steps in a row in which the model failed on everything, after which it is
+/// taken to be broken for good, as a CUDA device is after a fault.
+const BROKEN_AFTER: u32 = 3;
+
+/// How the engine works.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// What the scheduler may spend.
+    pub budget: Budget,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+    /// Where encoded images are kept.
+    pub images: VisionCache,
+    /// Where figures go.
+    pub metrics: EngineMetrics,
+}
+
+/// Starts the engine thread.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn start(backend: impl Backend, options: EngineOptions) -> std::io::Result<EngineHandle> {
+    let (commands, inbox) = channel();
+    let pulse = Arc::new(Pulse::default());
+    let handle = EngineHandle {
+        commands,
+        pulse: Arc::clone(&pulse),
+    };
+    let state = State::new(options.budget, backend.slots());
+    let engine = Engine {
+        backend,
+        options,
+        state,
+        sequences: HashMap::new(),
+        inbox,
+        pulse,
+        ids: 0,
+        broken: 0,
+    };
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || engine.run())?;
+    Ok(handle)
+}
+
+struct Engine<B> {
+    backend: B,
+    options: EngineOptions,
+    state: State,
+    sequences: HashMap<SequenceId, Sequence>,
+    inbox: Receiver<Command>,
+    pulse: Arc<Pulse>,
+    ids: SequenceId,
+    broken: u32,
+}
+
+/// What a batch came to.
+struct Outcome {
+    rows: Rows,
+    failed: Vec<SequenceId>,
+}
+
+impl<B> Drop for Engine<B> {
+    fn drop(&mut self) {
+        self.pulse.end();
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    fn run(mut self) {
+        while self.receive() {
+            let now = clock::now();
+            self.pulse.begin_step(now);
+            self.drop_abandoned();
+            let step = plan(&self.state, now);
+            self.execute(&step, now);
+            self.show();
+            let spent = clock::now().saturating_duration_since(now);
+            self.options.metrics.steps.inc();
+            self.options
+                .metrics
+                .step_seconds
+                .inc_by(spent.as_secs_f64());
+            if self.broken >= BROKEN_AFTER {
+                tracing::error!("the model failed {BROKEN_AFTER} steps in a row: the engine ends");
+                self.fail_all(&Failure::Model);
+                return;
+            }
+        }
+    }
+
+    /// Takes in what has arrived; blocks at rest. False when nobody can ask any more.
+    fn receive(&mut self) -> bool {
+        if self.sequences.is_empty() {
+            self.pulse.rest();
+            match self.inbox.recv() {
+                Ok(command) => self.take(command),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.take(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !self.sequences.is_empty(),
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(request) => self.enqueue(*request),
+            Command::Abort => self.fail_all(&Failure::Stopping),
+        }
+    }
+
+    fn enqueue(&mut self, request: Request) {
+        let id = self.ids;
+        self.ids += 1;
+        let (key, sequence) = Sequence::new(request);
+        self.options
+            .metrics
+            .image_queries
+            .inc_by(sequence.images.len() as u64);
+        let held = sequence.features.iter().flatten().count();
+        self.options.metrics.image_hits.inc_by(held as u64);
+        self.state.waiting.push_back(Waiting {
+            id,
+            tiles: sequence.missing_tiles(&key, 0),
+            key,
+            started: false,
+            deadline: sequence.deadline(),
+        });
+        self.sequences.insert(id, sequence);
+    }
+
+    fn drop_abandoned(&mut self) {
+        let left: Vec<SequenceId> = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.is_abandoned())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in left {
+            self.state.waiting.retain(|waiting| waiting.id != id);
+            self.settle(id);
+            self.forget(id, "abort");
+        }
+    }
+
+    /// Frees the slot of `id`; what it holds stays for others.
+    fn settle(&mut self, id: SequenceId) {
+        let computed = self.state.running_mut(id).map(|running| running.computed);
+        if let (Some(slot), Some(computed)) = (self.state.finish(id), computed) {
+            self.backend.truncate(slot, computed);
+        }
+    }
+
+    fn forget(&mut self, id: SequenceId, reason: &'static str) {
+        let Some(sequence) = self.sequences.remove(&id) else {
+            return;
+        };
+        let metrics = &self.options.metrics;
+        metrics.finish(reason);
+        let now = clock::now();
+        let since = |from: Instant| now.saturating_duration_since(from).as_secs_f64();
+        metrics.request_time.observe(since(sequence.times.arrived));
+        if let (Some(first), Some(last)) = (sequence.times.first, sequence.times.last) {
+            metrics
+                .decode_time
+                .observe(last.saturating_duration_since(first).as_secs_f64());
+        }
+    }
+
+    fn execute(&mut self, step: &Step, now: Instant) {
+        for &id in &step.expire {
+            self.state.waiting.retain(|waiting| waiting.id != id);
+            if let Some(sequence) = self.sequences.get(&id) {
+                let waited = now.saturating_duration_since(sequence.times.arrived);
+                sequence.fail(Failure::Expired(waited));
+            }
+            self.forget(id, "expired");
+        }
+        for &id in &step.preempt {
+            if let Some(slot) = self.state.preempt(id) {
+                self.backend.truncate(slot, 0);
+                self.options.metrics.preemptions.inc();
+            }
+        }
+        for admission in &step.admit {
+            self.admit(admission.clone(), now);
+        }
+        for &slot in &step.evict {
+            self.state.evict(slot);
+            self.backend.truncate(slot, 0);
+        }
+        self.encode(&step.encode);
+        self.state.note_order(step);
+        self.compute(step);
+    }
+
+    fn admit(&mut self, mut admission: Admission, now: Instant) {
+        let slot = admission.slot;
+        match admission.reuse {
+            Some((from, tokens)) if from == slot => self.backend.truncate(slot, tokens),
+            Some((from, tokens)) => {
+                self.backend.truncate(slot, 0);
+                if let Err(error) = self.backend.copy_prefix(from, slot, tokens) {
+                    tracing::warn!(error = %chain(&error), "cannot reuse a prefix; it is computed again");
+                    self.backend.truncate(slot, 0);
+                    admission.reuse = None;
+                }
+            }
+            None => self.backend.truncate(slot, 0),
+        }
+        self.state.admit(&admission);
+        let Some(sequence) = self.sequences.get_mut(&admission.id) else {
+            return;
+        };
+        let metrics = &self.options.metrics;
+        if sequence.times.admitted.is_none() {
+            let waited = now.saturating_duration_since(sequence.times.arrived);
+            metrics.queue_time.observe(waited.as_secs_f64());
+            metrics.cached_tokens.inc_by(admission.reused() as u64);
+        }
+        for (image, features) in sequence.images.iter().zip(&mut sequence.features) {
+            if features.is_none() {
+                *features = self.options.images.get(&image.hash);
+            }
+        }
+        if let Some(running) = self.state.running_mut(admission.id) {
+            if sequence.times.admitted.is_none() {
+                metrics.prompt_tokens.inc_by(running.key.len() as u64);
+            }
+            running.tiles = sequence.missing_tiles(&running.key, running.computed);
+        }
+        sequence.start(admission.reused(), now);
+    }
+
+    /// Encodes the images that these sequences lack, each distinct one once.
+    fn encode(&mut self, ids: &[SequenceId]) {
+        let mut wanted: HashMap<ImageHash, Arc<PixelValues>> = HashMap::new();
+        for id in ids {
+            let (Some(running), Some(sequence)) =
+                (self.state.running_mut(*id), self.sequences.get(id))
+            else {
+                continue;
+            };
+            for index in sequence.missing_images(&running.key, running.computed) {
+                let image = &sequence.images[index];
+                if let ImageContent::Pixels(pixels) = &image.content {
+                    wanted.insert(image.hash, Arc::clone(pixels));
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let began = clock::now();
+        let (hashes, pixels): (Vec<ImageHash>, Vec<Arc<PixelValues>>) = wanted.into_iter().unzip();
+        let encoded = self.encode_each(&pixels);
+        self.options.metrics.images.inc_by(pixels.len() as u64);
+        self.count_model_time(began);
+        let mut features = HashMap::new();
+        for (hash, encoded) in hashes.into_iter().zip(encoded) {
+            if let Some(encoded) = encoded {
+                self.options.images.insert(hash, encoded.clone());
+                features.insert(hash, encoded);
+            }
+        }
+        for &id in ids {
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                continue;
+            };
+            for (image, slot) in sequence.images.iter().zip(&mut sequence.features) {
+                if slot.is_none() {
+                    *slot = features
+                        .get(&image.hash)
+                        .cloned()
+                        .filter(|f| f.tokens() == image.tokens);
+                }
+            }
+            let Some(running) = self.state.running_mut(id) else {
+                continue;
+            };
+            running.tiles = 0;
+            if sequence.missing_tiles(&running.key, running.computed) > 0 {
+                self.fail(id);
+            }
+        }
+    }
+
+    /// All together; when that fails, one by one, so that only the faulty ones are lost.
+    fn encode_each(
+        &mut self,
+        pixels: &[Arc<PixelValues>],
+    ) -> Vec<Option<crate::input::ImageFeatures>> {
+        let all: Vec<&PixelValues> = pixels.iter().map(AsRef::as_ref).collect();
+        match guarded(|| self.backend.encode(&all)) {
+            Ok(features) => features.into_iter().map(Some).collect(),
+            Err(problem) => {
+                tracing::error!(
+                    images = all.len(),
+                    problem,
+                    "cannot encode images together; trying each alone"
+                );
+                all.iter()
+                    .map(|image| {
+                        guarded(|| self.backend.encode(&[image]))
+                            .ok()
+                            .and_then(|mut one| one.pop())
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    fn compute(&mut self, step: &Step) {
+        let mut ids = Vec::new();
+        let mut parts = Vec::new();
+        let wanted = step.decode.iter().map(|&id| (id, None)).chain(
+            step.prefill
+                .iter()
+                .map(|(id, range)| (*id, Some(range.clone()))),
+        );
+        for (id, range) in wanted {
+            let (Some(running), Some(sequence)) =
+                (self.state.running_mut(id), self.sequences.get(&id))
+            else {
+                continue;
+            };
+            let range = range.unwrap_or(running.computed..running.key.len());
+            if let Some(input) = running.key.slice(range.clone(), &sequence.features) {
+                ids.push(id);
+                parts.push(Part {
+                    slot: running.slot,
+                    start: range.start,
+                    input,
+                    logits: range.end == running.key.len(),
+                });
+            }
+        }
+        if parts.is_empty() {
+            return;
+        }
+        let began = clock::now();
+        let outcome = self.forward(&ids, &parts);
+        self.count_model_time(began);
+        self.broken = if outcome.failed.len() == ids.len() {
+            self.broken + 1
+        } else {
+            0
+        };
+        for &id in &outcome.failed {
+            self.fail(id);
+        }
+        let now = clock::now();
+        for ((id, part), row) in ids.into_iter().zip(&parts).zip(outcome.rows) {
+            let count = crate::input::positions(&part.input);
+            if let Some(running) = self.state.running_mut(id) {
+                running.computed += count;
+                if let Some(row) = row {
+                    self.sample(id, &row, now);
+                }
+            }
+        }
+    }
+
+    /// All together; when that fails, one by one, so that only the faulty ones are lost.
+    fn forward(&mut self, ids: &[SequenceId], parts: &[Part]) -> Outcome {
+        match guarded(|| self.backend.forward(parts)) {
+            Ok(rows) => Outcome {
+                rows,
+                failed: Vec::new(),
+            },
+            Err(problem) => {
+                tracing::error!(
+                    sequences = parts.len(),
+                    problem,
+                    "a batch failed; trying each sequence alone"
+                );
+                let mut outcome = Outcome {
+                    rows: Vec::new(),
+                    failed: Vec::new(),
+                };
+                for (&id, part) in ids.iter().zip(parts) {
+                    self.backend.truncate(part.slot, part.start);
+                    match guarded(|| self.backend.forward(std::slice::from_ref(part))) {
+                        Ok(mut rows) => outcome.rows.push(rows.pop().flatten()),
+                        Err(problem) => {
+                            tracing::error!(
+                                problem,
+                                "the model fails on a sequence; its request ends"
+                            );
+                            outcome.rows.push(None);
+                            outcome.failed.push(id);
+                        }
+                    }
+                }
+                outcome
+            }
+        }
+    }
+
+    fn sample(&mut self, id: SequenceId, logits: &[f32], now: Instant) {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let eos = &self.options.eos;
+        let next = guarded(|| Ok(sequence.advance(logits, eos))).unwrap_or_else(|problem| {
+            tracing::error!(problem, "cannot turn a token into text; its request ends");
+            Next::Broken
+        });
+        let metrics = &self.options.metrics;
+        metrics.generation_tokens.inc();
+        let times = &mut sequence.times;
+        let since = |from: Instant| now.saturating_duration_since(from).as_secs_f64();
+        match times.last {
+            None => {
+                metrics.first_token.observe(since(times.arrived));
+                metrics
+                    .prefill_time
+                    .observe(since(times.admitted.unwrap_or(now)));
+                times.first = Some(now);
+            }
+            Some(last) => metrics.inter_token.observe(since(last)),
+        }
+        times.last = Some(now);
+        match next {
+            Next::Continue(token) => {
+                if let Some(running) = self.state.running_mut(id) {
+                    running.key.push(token);
+                    running.started = true;
+                }
+            }
+            Next::Done(reason) => {
+                self.settle(id);
+                self.forget(id, FinishReason::name(reason));
+            }
+            Next::Broken => self.fail(id),
+        }
+    }
+
+    /// Ends a running request whose slot can no longer be trusted.
+    fn fail(&mut self, id: SequenceId) {
+        if let Some(slot) = self.state.discard(id) {
+            self.backend.truncate(slot, 0);
+        }
+        if let Some(sequence) = self.sequences.get(&id) {
+            sequence.fail(Failure::Model);
+        }
+        self.forget(id, "error");
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        let ids: Vec<SequenceId> = self.sequences.keys().copied().collect();
+        self.state.waiting.clear();
+        for id in ids {
+            if let Some(sequence) = self.sequences.get(&id) {
+                sequence.fail(failure.clone());
+            }
+            self.settle(id);
+            self.forget(id, "abort");
+        }
+        self.show();
+    }
+
+    fn count_model_time(&self, began: Instant) {
+        let spent = clock::now().saturating_duration_since(began);
+        self.options
+            .metrics
+            .model_seconds
+            .inc_by(spent.as_secs_f64());
+    }
+
+    fn show(&self) {
+        let (running, waiting) = (self.state.running.len(), self.state.waiting.len());
+        let used = self.state.committed() as f64 / self.state.budget.kv_tokens.max(1) as f64;
+        self.pulse.show(running, waiting, used);
+        let metrics = &self.options.metrics;
+        metrics
+            .running
+            .set(i64::try_from(running).unwrap_or(i64::MAX));
+        metrics
+            .waiting
+            .set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        metrics.kv_usage.set(used);
+    }
+}
+
+/// Runs what may fail or panic; the text says what happened, for the log.
+fn guarded<T>(work: impl FnOnce() -> Result<T, ForwardError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(panic) => Err(match panic.downcast_ref::<&str>() {
+            Some(text) => format!("panic: {text}"),
+            None => "panic".to_owned(),
+        }),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,412 @@
+//! The engine with a model small enough to know every answer beforehand. Its
+//! next token depends on everything its slot holds, so any mistake in chunks,
+//! reuse or preemption changes the answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use candle_core::{Device, Tensor};
+use proptest::prelude::*;
+use protocol::openai::FinishReason;
+use shell::clock;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::input::{ImageFeatures, Piece};
+use crate::model::{ForwardError, Part};
+use crate::pixels::PixelValues;
+use crate::sampling::SamplingParams;
+
+const VOCAB: usize = 64;
+/// Ends an answer.
+const EOS: u32 = 2;
+/// The model panics when it reads this token.
+const PANIC: u32 = 3;
+/// The model fails when it reads this token.
+const FAULT: u32 = 4;
+
+struct Tiny {
+    slots: Vec<Vec<u64>>,
+    /// While set, the model does nothing but wait.
+    hold: Arc<AtomicBool>,
+}
+
+/// The next token after this history.
+fn follow(history: &[u64]) -> u32 {
+    let mix = |hash: u64, value: &u64| {
+        (hash ^ value)
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(17)
+    };
+    let hash = history.iter().fold(0xcbf2_9ce4_8422_2325, mix);
+    // Ends now and then; never the tokens that hurt.
+    match (hash >> 20) % 40 {
+        0 => EOS,
+        _ => 5 + (hash % (VOCAB as u64 - 5)) as u32,
+    }
+}
+
+impl Backend for Tiny {
+    fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn encode(&mut self, images: &[&PixelValues]) -> Result<Vec<ImageFeatures>, ForwardError> {
+        images
+            .iter()
+            .map(|image| {
+                if image.values[0] < 0.0 {
+                    return Err(ForwardError::Image {
+                        image: 0,
+                        problem: "is bad".to_owned(),
+                    });
+                }
+                let rows: Vec<f32> = (0..4).map(|row| image.values[0] + row as f32).collect();
+                Ok(ImageFeatures::new(Tensor::from_vec(
+                    rows,
+                    (4, 1),
+                    &Device::Cpu,
+                )?))
+            })
+            .collect()
+    }
+
+    fn forward(&mut self, batch: &[Part]) -> Result<Rows, ForwardError> {
+        while self.hold.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let mut rows = Vec::new();
+        for (index, part) in batch.iter().enumerate() {
+            assert_eq!(
+                part.start,
+                self.slots[part.slot].len(),
+                "a part begins where its slot ends"
+            );
+            for piece in &part.input {
+                match piece {
+                    Piece::Tokens(ids) => {
+                        assert!(!ids.contains(&PANIC), "as asked");
+                        if ids.contains(&FAULT) {
+                            return Err(ForwardError::Part {
+                                part: index,
+                                problem: "is at fault".to_owned(),
+                            });
+                        }
+                        self.slots[part.slot].extend(ids.iter().map(|&id| u64::from(id)));
+                    }
+                    Piece::Image { features, rows } => {
+                        let all: Vec<f32> = features.rows().flatten_all()?.to_vec1()?;
+                        let values = all[rows.clone()]
+                            .iter()
+                            .map(|value| 1_000_000 + *value as u64);
+                        self.slots[part.slot].extend(values);
+                    }
+                }
+            }
+            rows.push(part.logits.then(|| {
+                let mut logits = vec![0.0; VOCAB];
+                logits[follow(&self.slots[part.slot]) as usize] = 9.0;
+                logits
+            }));
+        }
+        Ok(rows)
+    }
+
+    fn truncate(&mut self, slot: usize, tokens: usize) {
+        self.slots[slot].truncate(tokens);
+    }
+
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), ForwardError> {
+        let prefix = self.slots[from][..tokens].to_vec();
+        self.slots[to] = prefix;
+        Ok(())
+    }
+}
+
+struct Setup {
+    engine: EngineHandle,
+    hold: Arc<AtomicBool>,
+    metrics: EngineMetrics,
+}
+
+fn engine(slots: usize, kv_tokens: usize) -> Setup {
+    let hold = Arc::new(AtomicBool::new(false));
+    let metrics = EngineMetrics::default();
+    let backend = Tiny {
+        slots: vec![Vec::new(); slots],
+        hold: Arc::clone(&hold),
+    };
+    let options = EngineOptions {
+        budget: Budget {
+            kv_tokens,
+            chunk_tokens: 7,
+            tiles: 2,
+        },
+        eos: vec![EOS],
+        images: VisionCache::new(64),
+        metrics: metrics.clone(),
+    };
+    Setup {
+        engine: start(backend, options).unwrap(),
+        hold,
+        metrics,
+    }
+}
+
+/// One letter a token.
+fn letters() -> Decode {
+    Arc::new(|tokens| {
+        tokens
+            .iter()
+            .map(|&token| char::from(b'0' + token as u8))
+            .collect()
+    })
+}
+
+fn image(value: i32) -> PromptPiece {
+    PromptPiece::Image(ImageInput {
+        hash: [value as u8; 32],
+        tokens: 4,
+        content: ImageContent::Pixels(Arc::new(PixelValues {
+            values: vec![value as f32],
+            tiles: 1,
+            side: 1,
+            original: (1, 1),
+            grid: None,
+        })),
+    })
+}
+
+fn history(prompt: &[PromptPiece]) -> Vec<u64> {
+    let positions = prompt.iter().flat_map(|piece| match piece {
+        PromptPiece::Tokens(ids) => ids.iter().map(|&id| u64::from(id)).collect::<Vec<_>>(),
+        PromptPiece::Image(image) => (0..4)
+            .map(|row| 1_000_000 + u64::from(image.hash[0]) + row)
+            .collect(),
+    });
+    positions.collect()
+}
+
+fn alone(prompt: &[PromptPiece], max_tokens: usize) -> (String, FinishReason) {
+    let mut history = history(prompt);
+    let mut text = String::new();
+    for _ in 0..max_tokens {
+        let token = follow(&history);
+        if token == EOS {
+            return (text, FinishReason::Stop);
+        }
+        history.push(token.into());
+        text.push(char::from(b'0' + token as u8));
+    }
+    (text, FinishReason::Length)
+}
+
+fn submit(
+    engine: &EngineHandle,
+    prompt: Vec<PromptPiece>,
+    max_tokens: usize,
+) -> UnboundedReceiver<Event> {
+    submit_with(engine, prompt, max_tokens, |_| ())
+}
+
+fn submit_with(
+    engine: &EngineHandle,
+    prompt: Vec<PromptPiece>,
+    max_tokens: usize,
+    change: impl FnOnce(&mut Request),
+) -> UnboundedReceiver<Event> {
+    let (events, coming) = unbounded_channel();
+    let mut request = Request {
+        prompt,
+        max_tokens,
+        sampling: SamplingParams::greedy(),
+        stop: Vec::new(),
+        logprobs: None,
+        decode: letters(),
+        arrived: clock::now(),
+        deadline: None,
+        events,
+    };
+    change(&mut request);
+    engine.submit(request).unwrap();
+    coming
+}
+
+fn answer(mut coming: UnboundedReceiver<Event>) -> Result<(String, FinishReason), Failure> {
+    let mut text = String::new();
+    loop {
+        match coming.blocking_recv().ok_or(Failure::Gone)? {
+            Event::Started { .. } => {}
+            Event::Token(token) => text += &token.text,
+            Event::Finished {
+                text: rest, reason, ..
+            } => return Ok((text + &rest, reason)),
+            Event::Failed(failure) => return Err(failure),
+        }
+    }
+}
+
+fn until(mut condition: impl FnMut() -> bool) {
+    let end = clock::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(clock::now() < end, "waited too long");
+        std::thread::yield_now();
+    }
+}
+
+fn at_rest(engine: &EngineHandle) {
+    until(|| engine.pulse().stuck_for(clock::now()).is_none() && engine.pulse().running() == 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_mix_of_requests_gives_the_lone_answers(
+        slots in 1usize..6,
+        kv_tokens in 80usize..200,
+        requests in prop::collection::vec(
+            (0u32..3, 1u32..30, prop::collection::vec(0i32..3, 0..3), 1usize..40), 1..20),
+    ) {
+        let setup = engine(slots, kv_tokens);
+        let asked: Vec<_> = requests.iter().map(|(family, length, images, max_tokens)| {
+            let mut prompt = vec![PromptPiece::Tokens((0..*length).map(|i| 5 + (family * 7 + i * 3) % 50).collect())];
+            for &value in images {
+                prompt.push(image(value));
+                prompt.push(PromptPiece::Tokens(vec![6]));
+            }
+            (prompt.clone(), *max_tokens, submit(&setup.engine, prompt, *max_tokens))
+        }).collect();
+        for (prompt, max_tokens, coming) in asked {
+            prop_assert_eq!(answer(coming).unwrap(), alone(&prompt, max_tokens));
+        }
+        at_rest(&setup.engine);
+    }
+}
+
+#[test]
+fn a_panic_or_fault_in_one_request_ends_that_request_only() {
+    let setup = engine(8, 1000);
+    let good = |n: u32| vec![PromptPiece::Tokens(vec![5, 6, 7 + n])];
+    let before = submit(&setup.engine, good(0), 30);
+    let panics = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5, PANIC])], 30);
+    let faults = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5, FAULT])], 30);
+    let bad_image = submit(
+        &setup.engine,
+        vec![PromptPiece::Tokens(vec![5]), image(-1)],
+        30,
+    );
+    let after = submit(
+        &setup.engine,
+        vec![PromptPiece::Tokens(vec![9]), image(1)],
+        30,
+    );
+    assert_eq!(answer(panics), Err(Failure::Model));
+    assert_eq!(answer(faults), Err(Failure::Model));
+    assert_eq!(answer(bad_image), Err(Failure::Model));
+    assert_eq!(answer(before).unwrap(), alone(&good(0), 30));
+    assert_eq!(
+        answer(after).unwrap(),
+        alone(&[PromptPiece::Tokens(vec![9]), image(1)], 30)
+    );
+    at_rest(&setup.engine);
+}
+
+#[test]
+fn a_caller_that_leaves_frees_its_slot_within_one_step() {
+    let setup = engine(1, 100_000);
+    // Greedy answers may end early; this bias lets nothing end.
+    let coming = submit_with(
+        &setup.engine,
+        vec![PromptPiece::Tokens(vec![5])],
+        50_000,
+        |request| {
+            request.sampling.logit_bias = vec![(EOS, -100.0)];
+        },
+    );
+    until(|| setup.engine.pulse().running() == 1);
+    let next = submit(&setup.engine, vec![PromptPiece::Tokens(vec![8, 9])], 3);
+    drop(coming);
+    assert!(answer(next).is_ok());
+    assert!(setup.metrics.steps.get() < 50_000);
+}
+
+#[test]
+fn who_waits_too_long_is_told_so() {
+    let setup = engine(1, 100_000);
+    setup.hold.store(true, Ordering::Release);
+    let _first = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 10);
+    until(|| setup.engine.pulse().stuck_for(clock::now()).is_some());
+    let late = submit_with(
+        &setup.engine,
+        vec![PromptPiece::Tokens(vec![6])],
+        10,
+        |request| {
+            request.deadline = Some(clock::now());
+        },
+    );
+    setup.hold.store(false, Ordering::Release);
+    assert!(matches!(answer(late), Err(Failure::Expired(_))));
+}
+
+#[test]
+fn an_abort_ends_everything_with_an_error() {
+    let setup = engine(1, 100_000);
+    setup.hold.store(true, Ordering::Release);
+    let first = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 40);
+    let second = submit(&setup.engine, vec![PromptPiece::Tokens(vec![6])], 40);
+    setup.engine.abort();
+    setup.hold.store(false, Ordering::Release);
+    assert_eq!(answer(second), Err(Failure::Stopping));
+    assert_eq!(answer(first), Err(Failure::Stopping));
+    at_rest(&setup.engine);
+}
+
+#[test]
+fn a_stuck_step_shows_and_a_model_that_always_fails_ends_the_engine() {
+    let setup = engine(1, 1000);
+    setup.hold.store(true, Ordering::Release);
+    let held = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 2);
+    until(|| {
+        setup
+            .engine
+            .pulse()
+            .stuck_for(clock::now())
+            .is_some_and(|stuck| stuck > Duration::from_millis(20))
+    });
+    setup.hold.store(false, Ordering::Release);
+    answer(held).unwrap();
+    for _ in 0..3 {
+        let _ = answer(submit(
+            &setup.engine,
+            vec![PromptPiece::Tokens(vec![FAULT])],
+            2,
+        ));
+    }
+    until(|| setup.engine.pulse().has_ended());
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_and_is_no_part_of_it() {
+    let setup = engine(2, 1000);
+    let prompt = vec![PromptPiece::Tokens(vec![5, 6])];
+    let (whole, _) = alone(&prompt, 20);
+    let stop = whole[3..5].to_owned();
+    let expected = whole.split(&stop).next().unwrap().to_owned();
+    let coming = submit_with(&setup.engine, prompt, 20, |request| {
+        request.stop = vec![stop];
+    });
+    assert_eq!(answer(coming).unwrap(), (expected, FinishReason::Stop));
+}
+
+#[test]
+fn the_second_request_with_the_same_beginning_computes_less() {
+    let setup = engine(4, 1000);
+    let prompt = vec![PromptPiece::Tokens((5..40).collect()), image(1)];
+    let first = answer(submit(&setup.engine, prompt.clone(), 5)).unwrap();
+    assert_eq!(setup.metrics.cached_tokens.get(), 0);
+    let second = answer(submit(&setup.engine, prompt, 5)).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(setup.metrics.cached_tokens.get(), 38);
+    assert_eq!(setup.metrics.images.get(), 1);
+}

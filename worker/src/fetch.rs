@@ -1,0 +1,180 @@
+//! Brings a checkpoint to this machine: from the Hugging Face hub into its usual
+//! cache layout, or one file by HTTPS. Downloads go in several ranges at once,
+//! go on where they were cut, are checked, and appear under their name only when
+//! whole. What is in the cache already needs no network.
+
+mod download;
+mod hub;
+mod source;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use download::Progress;
+pub use source::{BadSource, Source};
+
+/// Where the hub is unless `HF_ENDPOINT` says otherwise.
+const HUB: &str = "https://huggingface.co";
+
+/// Why a source could not be brought here.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The text names no source.
+    #[error(transparent)]
+    Source(#[from] BadSource),
+    /// A local path is no folder.
+    #[error("open {}: there is no such file or folder", path.display())]
+    NoSuchPath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A request failed, however often it was tried.
+    #[error("fetch {url}")]
+    Request {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The server answered with an error.
+    #[error("fetch {url}: the server answered {status}{}", hint(*status))]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// What came is not what was promised.
+    #[error("fetch {url}: {problem}")]
+    Wrong {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The cache cannot be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn hint(status: u16) -> &'static str {
+    match status {
+        401 | 403 => ": set HF_TOKEN to a token that may read it",
+        404 => ": check the name and the revision",
+        _ => "",
+    }
+}
+
+/// Fetches sources into a cache.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    client: reqwest::Client,
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<String>,
+}
+
+impl Fetcher {
+    /// A fetcher into `cache`. The hub is asked at `HF_ENDPOINT` with `HF_TOKEN`, where they are set.
+    ///
+    /// # Errors
+    /// The TLS library cannot be set up.
+    pub fn from_env(cache: &Path) -> Result<Self, FetchError> {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::new(
+            cache,
+            &set("HF_ENDPOINT").unwrap_or_else(|| HUB.to_owned()),
+            set("HF_TOKEN"),
+        )
+    }
+
+    /// A fetcher into `cache` that asks the hub at `endpoint`.
+    ///
+    /// # Errors
+    /// The TLS library cannot be set up.
+    pub fn new(cache: &Path, endpoint: &str, token: Option<String>) -> Result<Self, FetchError> {
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        shell::tls::install_provider();
+        let client = reqwest::Client::builder()
+            .connect_timeout(std::time::Duration::from_secs(10))
+            .read_timeout(std::time::Duration::from_secs(30))
+            .build()
+            .map_err(|source| FetchError::Request {
+                url: endpoint.clone(),
+                source,
+            })?;
+        Ok(Self {
+            client,
+            cache: cache.to_owned(),
+            endpoint,
+            token,
+        })
+    }
+
+    /// The local folder or file of `source`, fetched first if need be.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or is not what was promised.
+    pub async fn resolve(
+        &self,
+        source: &Source,
+        on_progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<PathBuf, FetchError> {
+        match source {
+            Source::Local(path) if path.exists() => Ok(path.clone()),
+            Source::Local(path) => Err(FetchError::NoSuchPath { path: path.clone() }),
+            Source::Hub { id, revision } => self.snapshot(id, revision, on_progress).await,
+            Source::Https { url, sha256 } => self.file(url, sha256, on_progress).await,
+        }
+    }
+
+    /// One file, kept under its digest.
+    async fn file(
+        &self,
+        url: &str,
+        sha256: &str,
+        on_progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<PathBuf, FetchError> {
+        let last = url
+            .split(['?', '#'])
+            .next()
+            .and_then(|path| path.rsplit('/').next());
+        let name = last
+            .filter(|name| !name.is_empty() && *name != ".." && *name != ".")
+            .unwrap_or("file");
+        let folder = self.cache.join("files").join(sha256);
+        let path = folder.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let wanted = download::Wanted {
+            url,
+            token: None,
+            size: None,
+            sha256: Some(sha256),
+            path: &path,
+        };
+        download::fetch(&self.client, &wanted, on_progress).await?;
+        Ok(path)
+    }
+}
+
+/// The local folder or file of the source that `text` names, fetched first if need be.
+///
+/// # Errors
+/// As [`Fetcher::resolve`], or `text` names no source.
+pub async fn resolve(
+    text: &str,
+    cache: &Path,
+    on_progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<PathBuf, FetchError> {
+    let source: Source = text.parse()?;
+    Fetcher::from_env(cache)?
+        .resolve(&source, on_progress)
+        .await
+}

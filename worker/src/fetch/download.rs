@@ -1,0 +1,379 @@
+//! One file by HTTP: in ranges, several at once, each noted when it is on disk, so
+//! that a later attempt asks only for the rest. The file takes its name when its
+//! length and digest are right.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
+use reqwest::{Client, Response, StatusCode};
+use sha2::{Digest, Sha256};
+
+use super::FetchError;
+
+/// Bytes asked for in one request.
+const PART: u64 = 16 << 20;
+/// Requests under way at a time for one file.
+const AT_ONCE: usize = 4;
+/// Attempts at one part.
+const ATTEMPTS: u32 = 5;
+
+/// How far a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The file's name.
+    pub file: String,
+    /// Bytes on disk.
+    pub done: u64,
+    /// Bytes in all, where the server says.
+    pub total: Option<u64>,
+}
+
+/// A file to fetch.
+pub(super) struct Wanted<'a> {
+    pub(super) url: &'a str,
+    pub(super) token: Option<&'a str>,
+    pub(super) size: Option<u64>,
+    pub(super) sha256: Option<&'a str>,
+    pub(super) path: &'a Path,
+}
+
+/// Fetches a file to its path.
+pub(super) async fn fetch(
+    client: &Client,
+    wanted: &Wanted<'_>,
+    on_progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<(), FetchError> {
+    let partial = Partial::open(wanted.path)?;
+    let first = ask(client, wanted, 0, PART - 1).await?;
+    let ranged = first.status() == StatusCode::PARTIAL_CONTENT;
+    let Some(total) = total_of(&first).filter(|_| ranged) else {
+        // No ranges here: the answer is the whole file.
+        let written = partial.write_all(wanted.url, first).await?;
+        return finish(wanted, partial, written);
+    };
+    if wanted.size.is_some_and(|size| size != total) {
+        let problem = format!(
+            "it has {total} bytes instead of {}",
+            wanted.size.unwrap_or_default()
+        );
+        return Err(FetchError::Wrong {
+            url: wanted.url.to_owned(),
+            problem,
+        });
+    }
+    let here = partial.parts_here(total)?;
+    let length = |part: u64| PART.min(total - part * PART);
+    let done = AtomicU64::new(here.iter().map(|part| length(*part)).sum());
+    let file = wanted
+        .path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let report = |more: u64| {
+        let done = done.fetch_add(more, Ordering::Relaxed) + more;
+        on_progress(Progress {
+            file: file.clone(),
+            done,
+            total: Some(total),
+        });
+    };
+    report(0);
+    // The first answer is dropped unread where its part is here already.
+    let mut first = Some(first).filter(|_| !here.contains(&0));
+    let missing = (0..total.div_ceil(PART)).filter(|part| !here.contains(part));
+    // After a failure no part is begun, but those under way are worth keeping.
+    let failed = AtomicBool::new(false);
+    let failed = &failed;
+    let downloads: Vec<_> = missing
+        .map(|part| {
+            let answer = if part == 0 { first.take() } else { None };
+            let partial = &partial;
+            async move {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(0);
+                }
+                let result = one_part(client, wanted, partial, part, length(part), answer).await;
+                failed.fetch_or(result.is_err(), Ordering::Relaxed);
+                result
+            }
+        })
+        .collect();
+    let mut outcome = Ok(());
+    let mut downloads = stream::iter(downloads).buffer_unordered(AT_ONCE);
+    while let Some(result) = downloads.next().await {
+        match result {
+            Ok(bytes) => report(bytes),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    drop(downloads);
+    outcome?;
+    finish(wanted, partial, total)
+}
+
+async fn one_part(
+    client: &Client,
+    wanted: &Wanted<'_>,
+    partial: &Partial,
+    part: u64,
+    length: u64,
+    mut answer: Option<Response>,
+) -> Result<u64, FetchError> {
+    let start = part * PART;
+    let mut attempt = 1;
+    loop {
+        let tried = async {
+            let answer = match answer.take() {
+                Some(answer) => answer,
+                None => ask(client, wanted, start, start + length - 1).await?,
+            };
+            partial.write_part(wanted.url, answer, start, length).await
+        };
+        match tried.await {
+            Ok(()) => break,
+            Err(
+                error @ (FetchError::Write { .. }
+                | FetchError::Status {
+                    status: 400..=499, ..
+                }),
+            ) => return Err(error),
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100 << attempt)).await,
+        }
+        attempt += 1;
+    }
+    partial.note(part)?;
+    Ok(length)
+}
+
+async fn ask(
+    client: &Client,
+    wanted: &Wanted<'_>,
+    start: u64,
+    end: u64,
+) -> Result<Response, FetchError> {
+    let url = wanted.url.to_owned();
+    let mut request = client
+        .get(wanted.url)
+        .header(RANGE, format!("bytes={start}-{end}"));
+    if let Some(token) = wanted.token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    match request.send().await {
+        Ok(answer) if answer.status().is_success() => Ok(answer),
+        Ok(answer) => Err(FetchError::Status {
+            url,
+            status: answer.status().as_u16(),
+        }),
+        Err(source) => Err(FetchError::Request { url, source }),
+    }
+}
+
+/// The whole length in `Content-Range: bytes 0-9/100`.
+fn total_of(answer: &Response) -> Option<u64> {
+    answer
+        .headers()
+        .get(CONTENT_RANGE)?
+        .to_str()
+        .ok()?
+        .rsplit('/')
+        .next()?
+        .parse()
+        .ok()
+        .filter(|total| *total > 0)
+}
+
+/// Checks what is on disk and gives it its name.
+fn finish(wanted: &Wanted<'_>, partial: Partial, length: u64) -> Result<(), FetchError> {
+    let wrong = |problem| FetchError::Wrong {
+        url: wanted.url.to_owned(),
+        problem,
+    };
+    let checked = if wanted.size.is_some_and(|size| size != length) {
+        Err(wrong(format!(
+            "{length} bytes came instead of {}",
+            wanted.size.unwrap_or_default()
+        )))
+    } else {
+        match wanted.sha256 {
+            None => Ok(()),
+            Some(digest) => {
+                let found = digest_of(&partial.data).map_err(write_error(&partial.data))?;
+                if found == digest {
+                    Ok(())
+                } else {
+                    Err(wrong(format!("its SHA-256 is {found} instead of {digest}")))
+                }
+            }
+        }
+    };
+    match checked {
+        Ok(()) => partial.name(wanted.path),
+        Err(error) => {
+            // Going on from wrong bytes would never end well.
+            partial.discard()?;
+            Err(error)
+        }
+    }
+}
+
+fn digest_of(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => {
+                return Ok(digest
+                    .finalize()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect());
+            }
+            read => digest.update(&buffer[..read]),
+        }
+    }
+}
+
+fn write_error(path: &Path) -> impl Fn(io::Error) -> FetchError {
+    let path = path.to_owned();
+    move |source| FetchError::Write {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// A file on its way: its bytes, and which parts of them are there. Locked, so
+/// that of two processes with one cache the second waits and finds the file.
+struct Partial {
+    data: PathBuf,
+    notes: PathBuf,
+    file: File,
+    noted: Mutex<File>,
+}
+
+impl Partial {
+    fn open(path: &Path) -> Result<Self, FetchError> {
+        let beside = |suffix: &str| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(suffix);
+            path.with_file_name(name)
+        };
+        let (data, notes) = (beside(".incomplete"), beside(".parts"));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(write_error(folder))?;
+        }
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        let file = options.open(&data).map_err(write_error(&data))?;
+        file.try_lock()
+            .map_err(|error| write_error(&data)(error.into()))?;
+        let noted = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&notes)
+            .map_err(write_error(&notes))?;
+        Ok(Self {
+            data,
+            notes,
+            file,
+            noted: Mutex::new(noted),
+        })
+    }
+
+    /// Parts noted earlier, if they are of a file of this length.
+    fn parts_here(&self, total: u64) -> Result<HashSet<u64>, FetchError> {
+        let text = fs::read_to_string(&self.notes).unwrap_or_default();
+        let here = self.file.metadata().map_err(write_error(&self.data))?.len();
+        let parts = total.div_ceil(PART);
+        if here == total {
+            return Ok(text
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .filter(|part| *part < parts)
+                .collect());
+        }
+        self.file
+            .set_len(0)
+            .and_then(|()| self.file.set_len(total))
+            .map_err(write_error(&self.data))?;
+        fs::write(&self.notes, "").map_err(write_error(&self.notes))?;
+        Ok(HashSet::new())
+    }
+
+    async fn write_part(
+        &self,
+        url: &str,
+        answer: Response,
+        start: u64,
+        length: u64,
+    ) -> Result<(), FetchError> {
+        let mut at = 0;
+        let mut body = answer.bytes_stream();
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes.map_err(|source| FetchError::Request {
+                url: url.to_owned(),
+                source,
+            })?;
+            if at + bytes.len() as u64 > length {
+                break;
+            }
+            self.file
+                .write_all_at(&bytes, start + at)
+                .map_err(write_error(&self.data))?;
+            at += bytes.len() as u64;
+        }
+        if at == length {
+            return Ok(());
+        }
+        let problem = format!("{at} of {length} bytes came");
+        Err(FetchError::Wrong {
+            url: url.to_owned(),
+            problem,
+        })
+    }
+
+    async fn write_all(&self, url: &str, answer: Response) -> Result<u64, FetchError> {
+        self.file.set_len(0).map_err(write_error(&self.data))?;
+        let mut at = 0;
+        let mut body = answer.bytes_stream();
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes.map_err(|source| FetchError::Request {
+                url: url.to_owned(),
+                source,
+            })?;
+            self.file
+                .write_all_at(&bytes, at)
+                .map_err(write_error(&self.data))?;
+            at += bytes.len() as u64;
+        }
+        Ok(at)
+    }
+
+    fn note(&self, part: u64) -> Result<(), FetchError> {
+        let mut notes = self
+            .noted
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        writeln!(notes, "{part}").map_err(write_error(&self.notes))
+    }
+
+    fn name(self, path: &Path) -> Result<(), FetchError> {
+        self.file.sync_all().map_err(write_error(&self.data))?;
+        fs::rename(&self.data, path).map_err(write_error(path))?;
+        fs::remove_file(&self.notes).map_err(write_error(&self.notes))
+    }
+
+    fn discard(self) -> Result<(), FetchError> {
+        fs::remove_file(&self.data).map_err(write_error(&self.data))?;
+        fs::remove_file(&self.notes).map_err(write_error(&self.notes))
+    }
+}

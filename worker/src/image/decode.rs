@@ -1,0 +1,289 @@
+//! A file's bytes to upright RGB: PNG, JPEG, WebP and the first frame of a GIF,
+//! nothing else. The header is read and judged first. Error texts are fixed: what
+//! a decoder says about its own state stays inside.
+
+use std::io::Cursor;
+
+use image::error::ImageError as Fault;
+use image::metadata::Orientation;
+use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
+
+use super::limits::{Exceeded, Limits};
+use super::picture::Picture;
+use super::size::Size;
+
+/// Why a file is no picture for us. `image` names it: a path, or its place in the request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A limit is exceeded.
+    #[error("{image}: {limit}")]
+    TooLarge {
+        /// Which image.
+        image: String,
+        /// Which limit, and by how much.
+        limit: Exceeded,
+    },
+    /// The bytes start like no format that is read here.
+    #[error("{image}: the format is not PNG, JPEG, WebP or GIF")]
+    UnknownFormat {
+        /// Which image.
+        image: String,
+    },
+    /// The file breaks its format's rules or ends too early.
+    #[error("{image}: the {format} data is damaged or cut short")]
+    Damaged {
+        /// Which image.
+        image: String,
+        /// The format's name.
+        format: &'static str,
+    },
+    /// The file is whole, but holds pixels in a form that is not read here.
+    #[error("{image}: this kind of {format} is not supported")]
+    Unsupported {
+        /// Which image.
+        image: String,
+        /// The format's name.
+        format: &'static str,
+    },
+}
+
+/// What a picture's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Sides once upright.
+    pub size: Size,
+    /// Bytes that the decoded pixels take before they are brought to RGB.
+    pub decoded: u64,
+}
+
+/// Reads and judges the header alone.
+///
+/// # Errors
+/// As [`decode`], but damage behind the header goes unseen.
+pub fn read_header(image: &str, bytes: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
+    let mut opened = Opened::new(image, bytes, limits)?;
+    let orientation = opened.orientation();
+    let size = if turns(orientation) {
+        opened.size.turned()
+    } else {
+        opened.size
+    };
+    Ok(Header {
+        size,
+        decoded: opened.decoder.total_bytes(),
+    })
+}
+
+/// Decodes a file to upright RGB. Alpha is dropped and of 16 bits the upper eight
+/// are kept, as Pillow's `convert("RGB")` does for colour.
+///
+/// # Errors
+/// The file exceeds a limit, is damaged, or is in no format that is read here.
+pub fn decode(image: &str, bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
+    let mut opened = Opened::new(image, bytes, limits)?;
+    let (size, format, color) = (opened.size, opened.format, opened.decoder.color_type());
+    let damaged = || DecodeError::Damaged {
+        image: image.to_owned(),
+        format: name_of(format),
+    };
+    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
+        return Err(damaged());
+    }
+    let orientation = opened.orientation();
+    let total = usize::try_from(opened.decoder.total_bytes()).map_err(|_| damaged())?;
+    let mut raw = vec![0; total];
+    opened
+        .decoder
+        .read_image(&mut raw)
+        .map_err(|fault| explain(image, format, size, limits, &fault))?;
+    let rgb = to_rgb(raw, color).ok_or_else(|| DecodeError::Unsupported {
+        image: image.to_owned(),
+        format: name_of(format),
+    })?;
+    Picture::new(size, rgb)
+        .map(|picture| picture.oriented(orientation))
+        .ok_or_else(damaged)
+}
+
+struct Opened<'a> {
+    format: ImageFormat,
+    size: Size,
+    decoder: Box<dyn ImageDecoder + 'a>,
+}
+
+impl<'a> Opened<'a> {
+    fn new(image: &str, bytes: &'a [u8], limits: &Limits) -> Result<Self, DecodeError> {
+        let too_large = |limit| DecodeError::TooLarge {
+            image: image.to_owned(),
+            limit,
+        };
+        limits.check_bytes(bytes.len()).map_err(too_large)?;
+        let format = sniff(bytes).ok_or_else(|| DecodeError::UnknownFormat {
+            image: image.to_owned(),
+        })?;
+        if let Some(size) = declared_size(bytes, format) {
+            limits.check_header(size, 0).map_err(too_large)?;
+        }
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        let mut bounds = image::Limits::default();
+        bounds.max_alloc = Some(limits.decoded);
+        reader.limits(bounds);
+        let decoder = reader
+            .into_decoder()
+            .map_err(|fault| explain(image, format, Size::new(0, 0), limits, &fault))?;
+        let (width, height) = decoder.dimensions();
+        let size = Size::new(width, height);
+        if width == 0 || height == 0 {
+            return Err(DecodeError::Damaged {
+                image: image.to_owned(),
+                format: name_of(format),
+            });
+        }
+        limits
+            .check_header(size, decoder.total_bytes())
+            .map_err(too_large)?;
+        Ok(Self {
+            format,
+            size,
+            decoder: Box::new(decoder),
+        })
+    }
+
+    /// Broken EXIF data is no reason to refuse a sound picture.
+    fn orientation(&mut self) -> Orientation {
+        self.decoder
+            .orientation()
+            .unwrap_or(Orientation::NoTransforms)
+    }
+}
+
+fn turns(orientation: Orientation) -> bool {
+    matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    )
+}
+
+fn sniff(bytes: &[u8]) -> Option<ImageFormat> {
+    if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        Some(ImageFormat::Png)
+    } else if bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        Some(ImageFormat::Jpeg)
+    } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+        Some(ImageFormat::WebP)
+    } else if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") {
+        Some(ImageFormat::Gif)
+    } else {
+        None
+    }
+}
+
+fn name_of(format: ImageFormat) -> &'static str {
+    match format {
+        ImageFormat::Png => "PNG",
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        _ => "image",
+    }
+}
+
+/// Sides that stand at a fixed place, read before any decoder allocates for them.
+fn declared_size(bytes: &[u8], format: ImageFormat) -> Option<Size> {
+    match format {
+        ImageFormat::Png => {
+            let at = |from: usize| {
+                Some(u32::from_be_bytes(
+                    bytes.get(from..from + 4)?.try_into().ok()?,
+                ))
+            };
+            Some(Size::new(at(16)?, at(20)?))
+        }
+        ImageFormat::Gif => {
+            let at = |from: usize| {
+                Some(u16::from_le_bytes(
+                    bytes.get(from..from + 2)?.try_into().ok()?,
+                ))
+            };
+            Some(Size::new(at(6)?.into(), at(8)?.into()))
+        }
+        _ => None,
+    }
+}
+
+fn explain(
+    image: &str,
+    format: ImageFormat,
+    size: Size,
+    limits: &Limits,
+    fault: &Fault,
+) -> DecodeError {
+    let (image, format) = (image.to_owned(), name_of(format));
+    match fault {
+        Fault::Limits(_) => DecodeError::TooLarge {
+            image,
+            limit: Exceeded::Decoded {
+                size,
+                bytes: limits.decoded + 1,
+                limit: limits.decoded,
+            },
+        },
+        Fault::Unsupported(_) => DecodeError::Unsupported { image, format },
+        _ => DecodeError::Damaged { image, format },
+    }
+}
+
+/// The lenient decoder fills what is missing with grey. A whole file has its
+/// end-of-image marker after the first scan, and entropy-coded data cannot hold one.
+fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
+        match marker {
+            0xff => at += 1,
+            0x01 | 0xd0..=0xd7 => at += 2,
+            0xda => return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]),
+            _ => {
+                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else {
+                    return false;
+                };
+                at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
+            }
+        }
+    }
+    false
+}
+
+/// Brings decoded samples to eight-bit RGB; `None` for float samples, which none of our formats has.
+fn to_rgb(mut raw: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
+    let channels = usize::from(color.channel_count());
+    if matches!(
+        color,
+        ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16
+    ) {
+        let samples = raw.len() / 2;
+        for at in 0..samples {
+            raw[at] = (u16::from_ne_bytes([raw[2 * at], raw[2 * at + 1]]) >> 8) as u8;
+        }
+        raw.truncate(samples);
+    } else if !matches!(
+        color,
+        ColorType::L8 | ColorType::La8 | ColorType::Rgb8 | ColorType::Rgba8
+    ) {
+        return None;
+    }
+    let pixels = raw.len() / channels;
+    match channels {
+        1 | 2 => Some((0..pixels).flat_map(|at| [raw[at * channels]; 3]).collect()),
+        3 => Some(raw),
+        _ => {
+            for at in 0..pixels {
+                raw.copy_within(at * 4..at * 4 + 3, at * 3);
+            }
+            raw.truncate(pixels * 3);
+            Some(raw)
+        }
+    }
+}

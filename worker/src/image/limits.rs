@@ -1,0 +1,105 @@
+//! What a picture may cost, checked on its header before anything is decoded:
+//! a few bytes can promise gigabytes of pixels.
+
+use super::size::Size;
+
+/// Upper bounds on one picture. All of them are inclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the file.
+    pub bytes: usize,
+    /// Pixels along either side.
+    pub side: u32,
+    /// Pixels in all.
+    pub pixels: u64,
+    /// Bytes that the decoder may hold.
+    pub decoded: u64,
+}
+
+impl Default for Limits {
+    /// Enough for a 40-megapixel photo; a 16-bit picture with alpha has to be smaller.
+    fn default() -> Self {
+        Self {
+            bytes: 20 << 20,
+            side: 16_384,
+            pixels: 40_000_000,
+            decoded: 200 << 20,
+        }
+    }
+}
+
+/// A limit that a picture exceeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    /// The file is too long.
+    #[error("{bytes} bytes exceed the limit of {limit} bytes")]
+    Bytes {
+        /// Bytes of the file.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A side is too long.
+    #[error("{size} pixels exceed the limit of {limit} pixels on a side")]
+    Side {
+        /// What the header says.
+        size: Size,
+        /// The limit in pixels.
+        limit: u32,
+    },
+    /// There are too many pixels.
+    #[error("{size} = {} pixels exceed the limit of {limit} pixels", size.pixels())]
+    Pixels {
+        /// What the header says.
+        size: Size,
+        /// The limit in pixels.
+        limit: u64,
+    },
+    /// The decoder would need too much memory.
+    #[error("{size} pixels take {bytes} bytes to decode, above the limit of {limit} bytes")]
+    Decoded {
+        /// What the header says.
+        size: Size,
+        /// Bytes of the decoded picture.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+impl Limits {
+    /// Checks the length of the file.
+    pub(super) fn check_bytes(&self, bytes: usize) -> Result<(), Exceeded> {
+        if bytes > self.bytes {
+            return Err(Exceeded::Bytes {
+                bytes,
+                limit: self.bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks what the header says: sides, and bytes once decoded.
+    pub(super) fn check_header(&self, size: Size, bytes: u64) -> Result<(), Exceeded> {
+        if size.longest() > self.side {
+            return Err(Exceeded::Side {
+                size,
+                limit: self.side,
+            });
+        }
+        if size.pixels() > self.pixels {
+            return Err(Exceeded::Pixels {
+                size,
+                limit: self.pixels,
+            });
+        }
+        if bytes > self.decoded {
+            return Err(Exceeded::Decoded {
+                size,
+                bytes,
+                limit: self.decoded,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Arithmetic on slices, with the instructions that the processor has: the one
+//! place of the worker where `unsafe` is allowed beside the memory map.
+//!
+//! Every output number is summed in an order that depends only on its own row
+//! and column, never on how many rows are computed together or by how many
+//! threads. So a sequence gives the same bits alone and in any batch.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod attention;
+mod block;
+pub(crate) mod packed;
+pub(crate) mod pointwise;
+pub(crate) mod quantised;
+
+/// Columns of a panel: the width that one pass of a kernel computes.
+pub(crate) const PANEL: usize = 32;
+
+/// Which instructions to use, found when the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Instructions {
+    /// What every processor of the target has.
+    Plain,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, VL and VNNI.
+    Avx512,
+}
+
+impl Instructions {
+    /// The best that this processor has.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let f16 = is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx512 && avx2 && f16 {
+                return Self::Avx512;
+            }
+            if avx2 && f16 {
+                return Self::Avx2;
+            }
+        }
+        Self::Plain
+    }
+}
+
+/// A pointer that several threads write through, each to places of its own.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: whoever makes one splits the places among the threads.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` lies inside the allocation, and no other thread touches what
+    /// is written there.
+    unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}

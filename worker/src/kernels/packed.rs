@@ -1,0 +1,245 @@
+//! A dense weight matrix in the order in which the products read it: panels of
+//! 32 output columns, each with the inner dimension running down.
+
+use super::block::{BF16, Block, F16, F32};
+use super::{Instructions, PANEL, Shared};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Products with fewer multiplications than this run on one thread: waking a
+/// second one would take longer.
+pub(super) const WORTH_SHARING: usize = 1 << 17;
+
+/// A piece of many rows that stays in the second cache while it meets
+/// [`PANELS_AT_ONCE`] panels: 96 rows of 512 numbers are 192 KiB.
+const ROWS_AT_ONCE: usize = 96;
+const INNER_AT_ONCE: usize = 512;
+const PANELS_AT_ONCE: usize = 8;
+/// At most this many rows stream over the whole inner dimension.
+const FEW_ROWS: usize = 24;
+
+/// `[outputs, inputs]` weights as panels, in the narrowest element that holds
+/// every one of them exactly.
+#[derive(Debug, Clone)]
+pub(crate) struct PackedDense {
+    panels: Panels,
+    inputs: usize,
+    outputs: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Panels {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+impl PackedDense {
+    /// Packs row-major `[outputs, inputs]`.
+    pub(crate) fn new(weights: &[f32], outputs: usize, inputs: usize) -> Self {
+        assert_eq!(weights.len(), outputs * inputs, "weights fill their shape");
+        let all =
+            |exact: fn(f32) -> bool| weights.par_iter().with_min_len(1 << 14).all(|x| exact(*x));
+        let panels = if all(|x| bf16::from_f32(x).to_f32() == x) {
+            Panels::BF16(pack(weights, inputs, bf16::from_f32))
+        } else if all(|x| f16::from_f32(x).to_f32() == x) {
+            Panels::F16(pack(weights, inputs, f16::from_f32))
+        } else {
+            Panels::F32(pack(weights, inputs, |x| x))
+        };
+        Self {
+            panels,
+            inputs,
+            outputs,
+        }
+    }
+
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(panels) => panels.len() * 4,
+            Panels::F16(panels) => panels.len() * 2,
+            Panels::BF16(panels) => panels.len() * 2,
+        }
+    }
+
+    /// `x` `[rows, inputs]` times the weights: `[rows, outputs]`.
+    pub(crate) fn multiply(&self, x: &[f32], rows: usize, out: &mut [f32]) {
+        match &self.panels {
+            Panels::F32(panels) => self.run::<F32>(panels.as_ptr().cast(), 4, x, rows, out),
+            Panels::F16(panels) => self.run::<F16>(panels.as_ptr().cast(), 2, x, rows, out),
+            Panels::BF16(panels) => self.run::<BF16>(panels.as_ptr().cast(), 2, x, rows, out),
+        }
+    }
+
+    fn run<const E: u8>(
+        &self,
+        panels: *const u8,
+        width: usize,
+        x: &[f32],
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        assert_eq!(
+            x.len(),
+            rows * self.inputs,
+            "the left factor fills its shape"
+        );
+        assert_eq!(out.len(), rows * self.outputs, "the result fills its shape");
+        let instructions = Instructions::detect();
+        let out = Shared(out.as_mut_ptr());
+        let panels = Weights(panels);
+        let panel_bytes = PANEL * self.inputs * width;
+        let part = |index: usize, row: usize, start: usize, inner: usize| {
+            let first = index * PANEL;
+            // SAFETY: the panel and the rows of `x` have the lengths asserted
+            // above, and every panel writes columns of its own.
+            unsafe {
+                Block {
+                    a: x.as_ptr().add(row * self.inputs + start),
+                    a_stride: self.inputs,
+                    panel: panels.at(index * panel_bytes + start * PANEL * width),
+                    inner,
+                    c: out.at(row * self.outputs + first),
+                    c_stride: self.outputs,
+                    columns: PANEL.min(self.outputs - first),
+                    accumulate: start > 0,
+                }
+                .run::<E>(instructions, (rows - row).min(ROWS_AT_ONCE));
+            }
+        };
+        let count = self.outputs.div_ceil(PANEL);
+        let group = |panels: Range<usize>| {
+            for start in (0..self.inputs).step_by(INNER_AT_ONCE) {
+                let inner = (self.inputs - start).min(INNER_AT_ONCE);
+                for row in (0..rows).step_by(ROWS_AT_ONCE) {
+                    for index in panels.clone() {
+                        part(index, row, start, inner);
+                    }
+                }
+            }
+        };
+        if rows * self.inputs * self.outputs < WORTH_SHARING {
+            group(0..count);
+        } else if rows <= FEW_ROWS {
+            // Every weight is read once: the panels just stream by.
+            (0..count)
+                .into_par_iter()
+                .for_each(|index| part(index, 0, 0, self.inputs));
+        } else {
+            (0..count.div_ceil(PANELS_AT_ONCE))
+                .into_par_iter()
+                .for_each(|index| {
+                    let first = index * PANELS_AT_ONCE;
+                    group(first..(first + PANELS_AT_ONCE).min(count));
+                });
+        }
+    }
+}
+
+/// Where the panels begin, for all threads.
+#[derive(Clone, Copy)]
+struct Weights(*const u8);
+
+// SAFETY: the weights are only read.
+unsafe impl Send for Weights {}
+// SAFETY: as above.
+unsafe impl Sync for Weights {}
+
+impl Weights {
+    /// # Safety
+    /// `offset` lies inside the panels.
+    unsafe fn at(self, offset: usize) -> *const u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+fn pack<T: Copy + Default + Send + Sync>(
+    weights: &[f32],
+    inputs: usize,
+    narrow: fn(f32) -> T,
+) -> Vec<T> {
+    let outputs = weights.len() / inputs.max(1);
+    let mut panels = vec![T::default(); outputs.div_ceil(PANEL) * PANEL * inputs];
+    panels
+        .par_chunks_mut(PANEL * inputs)
+        .zip(weights.par_chunks(PANEL * inputs))
+        .for_each(|(panel, rows)| {
+            for (column, row) in rows.chunks(inputs).enumerate() {
+                for (p, weight) in row.iter().enumerate() {
+                    panel[p * PANEL + column] = narrow(*weight);
+                }
+            }
+        });
+    panels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 7 + seed) as f32 * 0.713).sin())
+            .collect()
+    }
+
+    #[test]
+    fn every_element_and_every_shape_multiplies_as_written() {
+        let narrow: [fn(f32) -> f32; 3] = [
+            |x| x,
+            |x| f16::from_f32(x).to_f32(),
+            |x| bf16::from_f32(x).to_f32(),
+        ];
+        for narrow in narrow {
+            for (rows, inputs, outputs) in [
+                (1, 5, 3),
+                (13, 40, 33),
+                (25, 64, 70),
+                (100, 1100, 270),
+                (120, 32, 32),
+            ] {
+                let weights: Vec<f32> = numbers(outputs * inputs, 3)
+                    .into_iter()
+                    .map(narrow)
+                    .collect();
+                let x = numbers(rows * inputs, 11);
+                let mut out = vec![f32::NAN; rows * outputs];
+                PackedDense::new(&weights, outputs, inputs).multiply(&x, rows, &mut out);
+                for (index, found) in out.iter().enumerate() {
+                    let (row, column) = (index / outputs, index % outputs);
+                    let wanted: f32 = (0..inputs)
+                        .map(|p| x[row * inputs + p] * weights[column * inputs + p])
+                        .sum();
+                    assert!(
+                        (found - wanted).abs() < 1e-6 * inputs as f32 + 1e-5,
+                        "{rows}x{inputs}x{outputs}: {found} {wanted}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others() {
+        let (rows, inputs, outputs) = (129, 1130, 267);
+        let weights = PackedDense::new(&numbers(outputs * inputs, 1), outputs, inputs);
+        let x = numbers(rows * inputs, 2);
+        let mut together = vec![0.0; rows * outputs];
+        weights.multiply(&x, rows, &mut together);
+        for row in 0..rows {
+            let mut alone = vec![0.0; outputs];
+            weights.multiply(&x[row * inputs..(row + 1) * inputs], 1, &mut alone);
+            assert_eq!(alone, together[row * outputs..(row + 1) * outputs]);
+        }
+    }
+}

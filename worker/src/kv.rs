@@ -1,0 +1,362 @@
+//! Keys and values of the sequences that are being answered: a fixed number of
+//! slots, each with room for a fixed number of tokens. On the CPU they lie in
+//! the panels that the kernels read and their memory is taken from the system
+//! only as it fills; on other devices they are candle tensors.
+
+use crate::kernels::attention::{self, HeadCache, Query};
+use crate::ops::on_cpu;
+use candle_core::{D, DType, Device, Result, Tensor};
+
+/// The cache of all layers.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerKv>,
+    lengths: Vec<usize>,
+    capacity: usize,
+}
+
+/// What a cache is made for.
+#[derive(Debug, Clone)]
+pub(crate) struct KvShape {
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) window: Option<usize>,
+}
+
+impl KvShape {
+    /// Bytes that one token takes in all layers.
+    pub(crate) fn bytes_per_token(&self, device: &Device, dtype: DType) -> usize {
+        let head = if device.is_cpu() {
+            HeadCache::bytes_per_position(self.head_dim)
+        } else {
+            2 * self.head_dim * dtype.size_in_bytes()
+        };
+        self.layers * self.kv_heads * head
+    }
+}
+
+/// Which rows of a batch belong to which slot, and where they stand.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) spans: Vec<Span>,
+    /// `[rows, head_dim / 2]`.
+    pub(crate) cos: Vec<f32>,
+    /// `[rows, head_dim / 2]`.
+    pub(crate) sin: Vec<f32>,
+}
+
+/// Rows of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) slot: usize,
+    /// Position of the first row in its sequence.
+    pub(crate) start: usize,
+    /// First row in the batch.
+    pub(crate) row: usize,
+    /// Number of rows.
+    pub(crate) count: usize,
+}
+
+/// One layer's keys and values.
+#[derive(Debug)]
+pub(crate) struct LayerKv {
+    shape: KvShape,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    /// `[slots * kv_heads]`.
+    Panels(Vec<HeadCache>),
+    /// Each `[slots, kv_heads, tokens, head_dim]`.
+    Tensors { keys: Tensor, values: Tensor },
+}
+
+impl KvCache {
+    pub(crate) fn new(
+        shape: &KvShape,
+        slots: usize,
+        capacity: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let layer = || {
+            let store = if device.is_cpu() {
+                let head = |_| HeadCache::new(capacity, shape.head_dim);
+                Store::Panels((0..slots * shape.kv_heads).map(head).collect())
+            } else {
+                Store::tensors(shape, slots, capacity, device, dtype)?
+            };
+            Ok(LayerKv {
+                shape: shape.clone(),
+                store,
+            })
+        };
+        Ok(Self {
+            layers: (0..shape.layers).map(|_| layer()).collect::<Result<_>>()?,
+            lengths: vec![0; slots],
+            capacity,
+        })
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Tokens that one slot has room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens that `slot` holds.
+    pub fn len(&self, slot: usize) -> usize {
+        self.lengths[slot]
+    }
+
+    /// Whether no slot holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.iter().all(|length| *length == 0)
+    }
+
+    /// Forgets all but the first `tokens` of `slot`; 0 frees it.
+    pub fn truncate(&mut self, slot: usize, tokens: usize) {
+        self.lengths[slot] = self.lengths[slot].min(tokens);
+    }
+
+    /// Makes `to` hold the first `tokens` of `from`, so that sequences with the
+    /// same beginning compute it once.
+    ///
+    /// # Errors
+    /// `from` holds fewer tokens, or the device failed.
+    pub fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
+        if tokens > self.lengths[from] {
+            candle_core::bail!(
+                "slot {from} holds {} tokens, not the {tokens} to copy",
+                self.lengths[from]
+            );
+        }
+        if from != to {
+            for layer in &mut self.layers {
+                layer.copy_prefix(from, to, tokens)?;
+            }
+        }
+        self.lengths[to] = tokens;
+        Ok(())
+    }
+
+    pub(crate) fn layers_mut(&mut self) -> &mut [LayerKv] {
+        &mut self.layers
+    }
+
+    pub(crate) fn advance(&mut self, spans: &[Span]) {
+        for span in spans {
+            self.lengths[span.slot] = span.start + span.count;
+        }
+    }
+}
+
+impl Store {
+    fn tensors(
+        shape: &KvShape,
+        slots: usize,
+        capacity: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let shape = (slots, shape.kv_heads, capacity, shape.head_dim);
+        Ok(Self::Tensors {
+            keys: Tensor::zeros(shape, dtype, device)?,
+            values: Tensor::zeros(shape, dtype, device)?,
+        })
+    }
+}
+
+impl LayerKv {
+    /// Rotates queries and keys of `qkv` `[rows, (heads + 2 kv_heads) * head_dim]`,
+    /// stores keys and values, and attends: `[rows, heads * head_dim]`.
+    pub(crate) fn attend(&mut self, qkv: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let count = qkv.dims2()?.0;
+        let shape = &self.shape;
+        match &mut self.store {
+            Store::Panels(heads) => {
+                let query = Query {
+                    heads: shape.heads,
+                    kv_heads: shape.kv_heads,
+                    head_dim: shape.head_dim,
+                    window: shape.window,
+                    rows,
+                };
+                on_cpu(qkv, &[count, shape.heads * shape.head_dim], |qkv, out| {
+                    attention::attend_spans(&query, heads, qkv, out);
+                })
+            }
+            Store::Tensors { keys, values } => attend_tensors(shape, keys, values, qkv, rows),
+        }
+    }
+
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
+        let kv_heads = self.shape.kv_heads;
+        match &mut self.store {
+            Store::Panels(heads) => {
+                for head in 0..kv_heads {
+                    let (from, to) = (from * kv_heads + head, to * kv_heads + head);
+                    if let Ok([from, to]) = heads.get_disjoint_mut([from, to]) {
+                        to.copy_prefix(from, tokens);
+                    }
+                }
+                Ok(())
+            }
+            Store::Tensors { keys, values } => {
+                for tensor in [keys, values] {
+                    let prefix = tensor.narrow(0, from, 1)?.narrow(2, 0, tokens)?.copy()?;
+                    write(tensor, to, 0, &prefix)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Writes `[1, kv_heads, tokens, head_dim]` into a slot from `position` on.
+fn write(store: &Tensor, slot: usize, position: usize, part: &Tensor) -> Result<()> {
+    store
+        .narrow(0, slot, 1)?
+        .slice_set(&part.contiguous()?, 2, position)
+}
+
+/// Attention by candle's operations, sequence by sequence.
+fn attend_tensors(
+    shape: &KvShape,
+    keys: &Tensor,
+    values: &Tensor,
+    qkv: &Tensor,
+    rows: &Rows,
+) -> Result<Tensor> {
+    let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let (device, dtype) = (qkv.device(), qkv.dtype());
+    let half = dim / 2;
+    let mut outputs = Vec::with_capacity(rows.spans.len());
+    for span in &rows.spans {
+        let part = qkv.narrow(0, span.row, span.count)?;
+        let angles = |table: &[f32]| {
+            let table = &table[span.row * half..(span.row + span.count) * half];
+            Tensor::from_slice(table, (span.count, half), device)?.to_dtype(dtype)
+        };
+        let (cos, sin) = (angles(&rows.cos)?, angles(&rows.sin)?);
+        let split = |first: usize, heads: usize| {
+            part.narrow(1, first * dim, heads * dim)?
+                .reshape((1, span.count, heads, dim))?
+                .transpose(1, 2)?
+                .contiguous()
+        };
+        let query = candle_nn::rotary_emb::rope(&split(0, heads)?, &cos, &sin)?;
+        let key = candle_nn::rotary_emb::rope(&split(heads, kv_heads)?, &cos, &sin)?;
+        write(keys, span.slot, span.start, &key)?;
+        write(
+            values,
+            span.slot,
+            span.start,
+            &split(heads + kv_heads, kv_heads)?,
+        )?;
+        let end = span.start + span.count;
+        let stored = |store: &Tensor| {
+            store
+                .narrow(0, span.slot, 1)?
+                .narrow(2, 0, end)?
+                .unsqueeze(2)?
+                .expand((1, kv_heads, heads / kv_heads, end, dim))?
+                .reshape((1, heads, end, dim))
+        };
+        let scores = (query.matmul(&stored(keys)?.t()?)? * (dim as f64).powf(-0.5))?;
+        let scores =
+            scores
+                .to_dtype(DType::F32)?
+                .broadcast_add(&mask(shape.window, span, device)?)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(dtype)?;
+        let attended = weights.matmul(&stored(values)?)?;
+        outputs.push(
+            attended
+                .transpose(1, 2)?
+                .reshape((span.count, heads * dim))?,
+        );
+    }
+    Tensor::cat(&outputs, 0)
+}
+
+/// `[rows, positions]`: 0 where a row may look, minus infinity elsewhere.
+fn mask(window: Option<usize>, span: &Span, device: &Device) -> Result<Tensor> {
+    let end = span.start + span.count;
+    let mut mask = vec![f32::NEG_INFINITY; span.count * end];
+    for (row, line) in mask.chunks_mut(end).enumerate() {
+        let sight = attention::sight(span.start + row, window);
+        line[sight.first..sight.end].fill(0.0);
+    }
+    Tensor::from_vec(mask, (span.count, end), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(window: Option<usize>) -> KvShape {
+        KvShape {
+            layers: 1,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 10,
+            window,
+        }
+    }
+
+    fn batch(spans: Vec<Span>) -> (Rows, Tensor) {
+        let count: usize = spans.iter().map(|span| span.count).sum();
+        let angle = |i: usize| (i as f32 * 0.37).sin();
+        let rows = Rows {
+            spans,
+            cos: (0..count * 5).map(angle).collect(),
+            sin: (0..count * 5).map(|i| angle(i + 3)).collect(),
+        };
+        let values: Vec<f32> = (0..count * 80)
+            .map(|i| (i as f32 * 1.7).sin() * 2.0)
+            .collect();
+        (
+            rows,
+            Tensor::from_vec(values, (count, 80), &Device::Cpu).unwrap(),
+        )
+    }
+
+    #[test]
+    fn panels_and_tensors_attend_alike() {
+        for window in [None, Some(7)] {
+            let shape = shape(window);
+            let mut panels = KvCache::new(&shape, 3, 64, &Device::Cpu, DType::F32).unwrap();
+            let mut tensors = LayerKv {
+                shape: shape.clone(),
+                store: Store::tensors(&shape, 3, 64, &Device::Cpu, DType::F32).unwrap(),
+            };
+            let span = |slot, start, row, count| Span {
+                slot,
+                start,
+                row,
+                count,
+            };
+            for spans in [
+                vec![span(0, 0, 0, 33), span(2, 0, 33, 5)],
+                vec![span(2, 5, 0, 20), span(0, 33, 20, 1)],
+                vec![span(1, 0, 0, 1)],
+            ] {
+                let (rows, qkv) = batch(spans);
+                let ours = panels.layers_mut()[0].attend(&qkv, &rows).unwrap();
+                let theirs = tensors.attend(&qkv, &rows).unwrap();
+                let worst = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
+                assert!(
+                    worst.to_scalar::<f32>().unwrap() < 1e-5,
+                    "window {window:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The way of a checked request into the engine, and of its answers back.
+
+use std::time::Duration;
+
+use futures::stream::{BoxStream, SelectAll, StreamExt};
+use shell::clock;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::app::Shared;
+use super::gate::Ticket;
+use super::refusal::Refusal;
+use super::sampling::Generation;
+use crate::engine::{Event, Failure, ImageInput, PromptPiece, Request};
+use crate::prompt::{Piece, Prompt};
+
+/// What is asked of the engine.
+#[derive(Debug)]
+pub(super) struct Question {
+    /// The prompt; its image slots refer to `images`.
+    pub prompt: Prompt,
+    /// The images in order.
+    pub images: Vec<ImageInput>,
+    /// How to answer.
+    pub generation: Generation,
+    /// Alternatives to list for each token; `None` asks for no probabilities.
+    pub logprobs: Option<usize>,
+}
+
+/// The answers to one question as they come. Dropping it ends them.
+pub(super) struct Answers {
+    /// Tokens of the prompt, images included.
+    pub prompt_tokens: usize,
+    /// Tokens of it that need not be computed.
+    pub cached_tokens: usize,
+    events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    first: Option<(usize, Event)>,
+    finished: Vec<bool>,
+    _ticket: Ticket,
+}
+
+/// Whether the prompt leaves room for an answer; gives the longest one.
+///
+/// # Errors
+/// 400 `context_length_exceeded`.
+pub(super) fn room(context: usize, prompt_tokens: usize) -> Result<usize, Refusal> {
+    match context.checked_sub(prompt_tokens) {
+        Some(room) if room > 0 => Ok(room),
+        _ => Err(Refusal::invalid(
+            "context_length_exceeded",
+            Some("messages"),
+            format!(
+                "the prompt has {prompt_tokens} tokens, images included; prompt and answer have room for {context}"
+            ),
+        )),
+    }
+}
+
+/// Puts the question to the engine and waits until its first answer has a slot.
+///
+/// # Errors
+/// Whatever keeps it from beginning, so that it is told before the first byte.
+pub(super) async fn ask(
+    app: &Shared,
+    question: Question,
+    ticket: Ticket,
+) -> Result<Answers, Refusal> {
+    let Question {
+        prompt,
+        images,
+        generation,
+        logprobs,
+    } = question;
+    let count = prompt.images();
+    let mut pieces = Vec::with_capacity(prompt.pieces.len());
+    for piece in prompt.pieces {
+        pieces.push(match piece {
+            Piece::Text(ids) => PromptPiece::Tokens(ids),
+            Piece::Image(index) => {
+                let image = images.get(index).cloned();
+                let image = image.ok_or_else(|| {
+                    let message = format!(
+                        "the prompt has {count} image slots, but {} images came",
+                        images.len()
+                    );
+                    Refusal::invalid("image_count_mismatch", Some("messages"), message)
+                })?;
+                PromptPiece::Image(image)
+            }
+        });
+    }
+    let mut stop = prompt.stop;
+    stop.extend(generation.stop);
+    let texts = std::sync::Arc::clone(&app.texts);
+    let mut request = Request {
+        prompt: pieces,
+        max_tokens: 1,
+        sampling: generation.sampling,
+        stop,
+        logprobs,
+        decode: std::sync::Arc::new(move |tokens| texts.decode(tokens)),
+        arrived: clock::now(),
+        deadline: None,
+        events: unbounded_channel().0,
+    };
+    let prompt_tokens = request.prompt_tokens();
+    let room = room(app.context, prompt_tokens)?;
+    let wanted = generation.max_tokens.unwrap_or(usize::MAX);
+    request.max_tokens = wanted.min(room).min(app.limits.max_output_tokens).max(1);
+    request.deadline = Some(request.arrived + app.limits.queue_timeout);
+    if generation.answers > 1 {
+        ticket.add(generation.answers - 1)?;
+    }
+    let mut events = SelectAll::new();
+    let seed = request.sampling.seed;
+    for index in 0..generation.answers {
+        let (to, from) = unbounded_channel();
+        let mut request = request.clone();
+        request.sampling.seed = seed.wrapping_add(index as u64);
+        request.events = to;
+        app.engine.submit(request)?;
+        // An engine that dies drops its senders without a last word.
+        let ended = futures::stream::once(async { Event::Failed(Failure::Gone) });
+        let from = UnboundedReceiverStream::new(from).chain(ended);
+        events.push(from.map(move |event| (index, event)).boxed());
+    }
+    let mut answers = Answers {
+        prompt_tokens,
+        cached_tokens: 0,
+        events,
+        first: None,
+        finished: vec![false; generation.answers],
+        _ticket: ticket,
+    };
+    match answers.events.next().await {
+        Some((_, Event::Failed(failure))) => return Err(failure.into()),
+        Some((_, Event::Started { cached_tokens })) => answers.cached_tokens = cached_tokens,
+        other => answers.first = other,
+    }
+    Ok(answers)
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Coming {
+    /// An event of answer number `.0`.
+    Event(usize, Event),
+    /// Nothing for so long that the connection needs a sign of life.
+    Silence,
+}
+
+impl Answers {
+    /// The next event, or silence.
+    pub(super) async fn next(&mut self, patience: Duration) -> Coming {
+        if let Some((index, event)) = self.first.take() {
+            return Coming::Event(index, event);
+        }
+        loop {
+            match tokio::time::timeout(patience, self.events.next()).await {
+                Err(_) => return Coming::Silence,
+                Ok(None) => return Coming::Event(0, Event::Failed(Failure::Gone)),
+                Ok(Some((_, Event::Started { .. }))) => {}
+                // The end of the channel of an answer that is complete.
+                Ok(Some((index, Event::Failed(Failure::Gone)))) if self.finished[index] => {}
+                Ok(Some((index, event))) => {
+                    self.finished[index] |= matches!(event, Event::Finished { .. });
+                    return Coming::Event(index, event);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The images of a request: where their bytes come from, and what the engine
+//! gets of them. Headers are judged before anything is decoded, and an image
+//! that an earlier request brought is not decoded again.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::limits::LimitArgs;
+use super::refusal::Refusal;
+use super::remote::RemoteImages;
+use crate::config::ModelConfig;
+use crate::engine::{ImageContent, ImageHash, ImageInput, VisionCache};
+use crate::image::{self, DecodeError, ImageProcessor};
+
+/// Bytes that one permit of the decoding budget stands for.
+const UNIT: u64 = 1 << 16;
+
+/// Turns the bytes of images into the engine's input.
+#[derive(Clone)]
+pub(super) struct ImageReader {
+    /// How the checkpoint wants pictures.
+    pub processor: Arc<ImageProcessor>,
+    /// How many positions they take.
+    pub config: Arc<ModelConfig>,
+    /// Encoded images of earlier requests.
+    pub cache: VisionCache,
+    /// Fetches remote images, if that is allowed.
+    pub remote: Option<Arc<RemoteImages>>,
+    /// Bytes that all decoding may take.
+    memory: Arc<Semaphore>,
+    units: u32,
+    limits: image::Limits,
+}
+
+/// An image's bytes, and where it stands in the request.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    /// The field, such as `messages[0].content[1].image_url`.
+    pub param: String,
+    /// The file.
+    pub bytes: Bytes,
+}
+
+impl ImageReader {
+    /// A reader for one checkpoint.
+    #[must_use]
+    pub(super) fn new(
+        processor: ImageProcessor,
+        config: ModelConfig,
+        cache: VisionCache,
+        remote: Option<RemoteImages>,
+        limits: &LimitArgs,
+    ) -> Self {
+        let units = u32::try_from(limits.image_memory as u64 / UNIT)
+            .unwrap_or(u32::MAX)
+            .max(1);
+        Self {
+            processor: Arc::new(processor),
+            config: Arc::new(config),
+            cache,
+            remote: remote.map(Arc::new),
+            memory: Arc::new(Semaphore::new(units as usize)),
+            units,
+            limits: limits.image(),
+        }
+    }
+
+    /// The bytes behind an image URL of a request.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub(super) async fn fetch(&self, param: &str, url: &str) -> Result<Source, Refusal> {
+        let bytes = if let Some(rest) = strip_scheme(url, "data:") {
+            data_uri(param, rest)?
+        } else if let Some(remote) = &self.remote {
+            remote
+                .fetch(url)
+                .await
+                .map_err(|error| Refusal::invalid(error.code(), Some(param), error.to_string()))?
+        } else {
+            return Err(Refusal::invalid(
+                "remote_images_disabled",
+                Some(param),
+                "this server fetches no remote images: send the image as a data: URI",
+            ));
+        };
+        Ok(Source {
+            param: param.to_owned(),
+            bytes,
+        })
+    }
+
+    /// Prepares a request's images for the engine.
+    ///
+    /// # Errors
+    /// 400 that names the image and what is wrong with it.
+    pub(super) async fn read(&self, sources: Vec<Source>) -> Result<Vec<ImageInput>, Refusal> {
+        let images = sources.len();
+        let mut inputs = Vec::with_capacity(images);
+        for source in sources {
+            let this = self.clone();
+            let sized = blocking(move || this.header(source, images)).await??;
+            inputs.push(match self.cache.get(&sized.hash) {
+                Some(features) if features.tokens() == sized.tokens => ImageInput {
+                    hash: sized.hash,
+                    tokens: sized.tokens,
+                    content: ImageContent::Features(features),
+                },
+                _ => {
+                    let permit = self.reserve(sized.decoded).await?;
+                    let this = self.clone();
+                    blocking(move || this.decode(&sized, images, permit)).await??
+                }
+            });
+        }
+        Ok(inputs)
+    }
+
+    fn header(&self, source: Source, images: usize) -> Result<Sized, Refusal> {
+        let header = image::read_header(&source.param, &source.bytes, &self.limits)
+            .map_err(|error| refuse(&source.param, &error))?;
+        let mut hash = Sha256::new();
+        // The same file is processed in another way among others than alone.
+        hash.update([u8::from(images > 1)]);
+        hash.update(&source.bytes);
+        let grid = self.processor.grid(header.size, images);
+        let original = (header.size.width, header.size.height);
+        Ok(Sized {
+            hash: hash.finalize().into(),
+            tokens: self.config.image_tokens(original, grid),
+            decoded: header.decoded,
+            source,
+        })
+    }
+
+    async fn reserve(&self, decoded: u64) -> Result<OwnedSemaphorePermit, Refusal> {
+        // Beside the decoder's pixels there are the picture's own three bytes a pixel.
+        let units = u32::try_from(decoded * 2 / UNIT + 1)
+            .unwrap_or(u32::MAX)
+            .min(self.units);
+        Arc::clone(&self.memory)
+            .acquire_many_owned(units)
+            .await
+            .map_err(|_| Refusal::internal())
+    }
+
+    fn decode(
+        &self,
+        sized: &Sized,
+        images: usize,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<ImageInput, Refusal> {
+        let param = &sized.source.param;
+        let picture = image::decode(param, &sized.source.bytes, &self.limits)
+            .map_err(|error| refuse(param, &error))?;
+        let pixels = self.processor.process(&picture, images);
+        drop(picture);
+        drop(permit);
+        let tokens = self.config.image_tokens(pixels.original, pixels.grid);
+        Ok(ImageInput {
+            hash: sized.hash,
+            tokens,
+            content: ImageContent::Pixels(Arc::new(pixels)),
+        })
+    }
+}
+
+struct Sized {
+    hash: ImageHash,
+    tokens: usize,
+    decoded: u64,
+    source: Source,
+}
+
+fn refuse(param: &str, error: &DecodeError) -> Refusal {
+    let code = match error {
+        DecodeError::TooLarge { .. } => "image_too_large",
+        DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => {
+            "image_format_unsupported"
+        }
+        DecodeError::Damaged { .. } => "image_damaged",
+    };
+    Refusal::invalid(code, Some(param), error.to_string())
+}
+
+/// Runs CPU work off the async threads. A panic in it is a fault of this request alone.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(panicked = error.is_panic(), "preparing a request failed");
+        Refusal::internal()
+    })
+}
+
+fn strip_scheme<'a>(url: &'a str, scheme: &str) -> Option<&'a str> {
+    let (start, rest) = url.split_at_checked(scheme.len())?;
+    start.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+/// The bytes of `data:<type>;base64,<data>`; the type is not believed.
+fn data_uri(param: &str, rest: &str) -> Result<Bytes, Refusal> {
+    let bad = |message| Refusal::invalid("invalid_data_uri", Some(param), message);
+    let (kind, data) = rest
+        .split_once(',')
+        .ok_or_else(|| bad("the data: URI has no comma"))?;
+    if !kind.trim_end().to_ascii_lowercase().ends_with(";base64") {
+        return Err(bad("the data: URI must be `data:image/…;base64,…`"));
+    }
+    base64_bytes(data).ok_or_else(|| bad("the data of the data: URI is not base64"))
+}
+
+/// Base64 as clients send it: with or without padding, of either alphabet.
+pub(super) fn base64_bytes(data: &str) -> Option<Bytes> {
+    let data = data.trim();
+    let unpadded = data.trim_end_matches('=');
+    STANDARD
+        .decode(data)
+        .or_else(|_| STANDARD_NO_PAD.decode(unpadded))
+        .or_else(|_| URL_SAFE_NO_PAD.decode(unpadded))
+        .ok()
+        .map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_uris_are_read_as_clients_write_them() {
+        for uri in [
+            "image/png;base64,aGk=",
+            "image/PNG;charset=x;BASE64,aGk",
+            ";base64,aGk=",
+        ] {
+            assert_eq!(data_uri("p", uri).unwrap(), "hi", "{uri}");
+        }
+        for uri in ["image/png,aGk=", "image/png;base64", "image/png;base64,!!"] {
+            assert_eq!(
+                data_uri("p", uri).unwrap_err().code(),
+                "invalid_data_uri",
+                "{uri}"
+            );
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What `llava-worker serve` promises, asked of the real program with a small
+//! real checkpoint over real sockets.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod answers;
+mod checkpoint;
+mod documentation;
+mod drain;
+mod leaving;
+mod refusals;
+mod worker;

@@ -1,0 +1,163 @@
+//! Bad requests get a clear answer, and too many get one too.
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::worker::{Worker, ask, base64};
+
+#[tokio::test]
+async fn every_wrong_request_names_what_is_wrong() {
+    let worker = Worker::start(&[
+        "--max-images",
+        "2",
+        "--max-prompt-characters",
+        "500",
+        "--max-body-bytes",
+        "100000",
+    ])
+    .await;
+    let parts =
+        |parts: Value| json!({"messages": [{"role": "user", "content": parts}]}).to_string();
+    let image = |url: &str| json!([{"type": "image_url", "image_url": url}]);
+    let junk = format!("data:image/png;base64,{}", base64(b"no picture"));
+    let many = json!([{"type": "image_url", "image_url": "x"}, {"type": "image_url", "image_url": "x"}, {"type": "image_url", "image_url": "x"}]);
+    for (body, status, code, param) in [
+        ("{".to_owned(), 400, "invalid_json", None),
+        ("{}".to_owned(), 400, "invalid_value", None),
+        (
+            r#"{"messages": []}"#.to_owned(),
+            400,
+            "invalid_value",
+            Some("messages"),
+        ),
+        (
+            r#"{"model": "x", "messages": [{"role": "user"}]}"#.to_owned(),
+            404,
+            "model_not_found",
+            Some("model"),
+        ),
+        (
+            r#"{"messages": [{"role": "tool", "content": "x"}]}"#.to_owned(),
+            400,
+            "invalid_value",
+            Some("messages[0].role"),
+        ),
+        (
+            r#"{"temperature": 9, "messages": [{"role": "user", "content": "x"}]}"#.to_owned(),
+            400,
+            "invalid_value",
+            Some("temperature"),
+        ),
+        (
+            r#"{"tools": [{}], "messages": [{"role": "user", "content": "x"}]}"#.to_owned(),
+            400,
+            "unsupported_parameter",
+            Some("tools"),
+        ),
+        (
+            parts(image("https://example.com/x.png")),
+            400,
+            "remote_images_disabled",
+            Some("messages[0].content[0].image_url"),
+        ),
+        (
+            parts(image(&junk)),
+            400,
+            "image_format_unsupported",
+            Some("messages[0].content[0].image_url"),
+        ),
+        (parts(many), 400, "too_many_images", Some("messages")),
+        (
+            parts(json!([{"type": "audio"}])),
+            400,
+            "invalid_value",
+            Some("messages[0].content[0].type"),
+        ),
+        (
+            ask(&"x".repeat(501), 1).to_string(),
+            400,
+            "prompt_too_long",
+            Some("messages"),
+        ),
+        ("x".repeat(100_001), 413, "body_too_large", None),
+    ] {
+        let response = worker
+            .post("/v1/chat/completions")
+            .body(body.clone())
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), status, "{body:.100}");
+        assert!(response.headers().contains_key("x-request-id"));
+        let answer: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+        assert_eq!(answer["error"]["code"], code, "{body:.100}");
+        if let Some(param) = param {
+            assert_eq!(answer["error"]["param"], param, "{body:.100}");
+        }
+    }
+    assert_eq!(worker.get("/metrics").await.status(), 404);
+    worker.at_rest().await;
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_told_to_come_back() {
+    let worker = Worker::start(&["--max-running-requests", "1", "--max-queue-length", "2"]).await;
+    let bodies: Vec<Value> = (0..30).map(|n| ask(&format!("{n}"), 60)).collect();
+    let answers = join_all(bodies.iter().map(|body| worker.chat(body))).await;
+    let (mut good, mut refused) = (0, 0);
+    for answer in answers {
+        assert!(answer.headers().contains_key("x-llava-load"));
+        if answer.status() == 200 {
+            good += 1;
+        } else {
+            assert_eq!(answer.status(), 429);
+            assert_eq!(answer.headers()["retry-after"], "1");
+            assert_eq!(answer.headers()["retry-after-ms"], "1000");
+            refused += 1;
+        }
+    }
+    assert!(
+        good >= 3 && refused >= 1,
+        "{good} answered, {refused} refused"
+    );
+    worker.at_rest().await;
+}
+
+#[tokio::test]
+async fn many_requests_with_every_kind_of_trouble_leak_nothing() {
+    let worker = Worker::start(&["--max-queue-length", "200"]).await;
+    let bad_image = json!({"messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": format!("data:image/png;base64,{}", base64(&[137, 80, 78, 71, 13, 10, 26, 10]))}]}]});
+    for round in 0..10 {
+        let requests = (0..30).map(|n| {
+            let (worker, bad_image) = (&worker, &bad_image);
+            async move {
+                match n % 4 {
+                    0 => {
+                        let response = worker.chat(&ask(&format!("{round} {n}"), 10)).await;
+                        assert_eq!(response.status(), 200);
+                        response.bytes().await.unwrap();
+                    }
+                    1 => assert_eq!(worker.chat(bad_image).await.status(), 400),
+                    2 => {
+                        let mut body = ask(&format!("{round} {n}"), 1000);
+                        body["stream"] = json!(true);
+                        let mut response = worker.chat(&body).await;
+                        // Leaves after the first bytes.
+                        response.chunk().await.unwrap();
+                    }
+                    _ => {
+                        let response = worker
+                            .post("/v1/chat/completions")
+                            .body("{\"messages\": [")
+                            .send()
+                            .await;
+                        assert_eq!(response.unwrap().status(), 400);
+                    }
+                }
+            }
+        });
+        join_all(requests).await;
+    }
+    worker.at_rest().await;
+}

@@ -1,0 +1,204 @@
+//! A running worker, and asking it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use protocol::load::LoadReport;
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::{Value, json};
+use shell::clock;
+use tempfile::TempDir;
+
+use crate::checkpoint;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that serves the test checkpoint; ended with the value.
+pub(crate) struct Worker {
+    child: Child,
+    pub api: SocketAddr,
+    admin: SocketAddr,
+    client: Client,
+    _dir: TempDir,
+}
+
+impl Worker {
+    /// Starts one with more flags and waits until it is ready.
+    pub(crate) async fn start(flags: &[&str]) -> Self {
+        shell::tls::install_provider();
+        let dir = checkpoint::write();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_llava-worker"))
+            .args([
+                "serve",
+                "--model-name",
+                "tiny",
+                "--model-alias",
+                "other",
+                "--threads",
+                "1",
+            ])
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+            ])
+            .args(flags)
+            .arg("--model")
+            .arg(dir.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let (mut api, mut admin) = (None, None);
+        let mut line = String::new();
+        while admin.is_none() {
+            line.clear();
+            assert!(
+                log.read_line(&mut line).unwrap() > 0,
+                "the worker ended while starting"
+            );
+            let entry: Value = serde_json::from_str(&line).unwrap();
+            let address = |name: &str| entry[name].as_str().and_then(|text| text.parse().ok());
+            (api, admin) = (address("api"), address("admin"));
+        }
+        // A pipe that nobody reads would stop the worker.
+        std::thread::spawn(move || for _ in log.lines() {});
+        let worker = Self {
+            child,
+            api: api.unwrap(),
+            admin: admin.unwrap(),
+            client: Client::builder().no_proxy().build().unwrap(),
+            _dir: dir,
+        };
+        worker.until("ready", async || worker.ready().await).await;
+        worker
+    }
+
+    pub(crate) fn post(&self, path: &str) -> RequestBuilder {
+        self.client.post(format!("http://{}{path}", self.api))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response {
+        self.client
+            .get(format!("http://{}{path}", self.api))
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// Asks for a chat.
+    pub(crate) async fn chat(&self, body: &Value) -> Response {
+        self.post("/v1/chat/completions")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn load(&self) -> LoadReport {
+        serde_json::from_slice(&self.get("/v1/load").await.bytes().await.unwrap()).unwrap()
+    }
+
+    pub(crate) async fn ready(&self) -> bool {
+        let answer = self
+            .client
+            .get(format!("http://{}/readyz", self.admin))
+            .send()
+            .await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Waits until nothing runs or waits.
+    pub(crate) async fn at_rest(&self) {
+        self.until("at rest", async || self.load().await.queue_length() == 0)
+            .await;
+    }
+
+    /// Waits for a condition.
+    pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let end = clock::now() + PATIENCE;
+        while !condition().await {
+            assert!(clock::now() < end, "waited too long until {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let end = clock::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(clock::now() < end, "the worker does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A greedy chat of one turn that goes on to its last token.
+pub(crate) fn ask(text: &str, tokens: u64) -> Value {
+    json!({
+        "model": "tiny", "messages": [{"role": "user", "content": text}],
+        "temperature": 0, "max_tokens": tokens, "logit_bias": {"2": -100},
+    })
+}
+
+/// The same with an image of one colour before the text.
+pub(crate) fn ask_about(colour: u8, text: &str, tokens: u64) -> Value {
+    let mut body = ask(text, tokens);
+    body["messages"][0]["content"] = json!([
+        {"type": "image_url", "image_url": {"url": data_uri(colour)}},
+        {"type": "text", "text": text},
+    ]);
+    body
+}
+
+/// A picture of one colour.
+pub(crate) fn png(colour: u8) -> Vec<u8> {
+    let picture = image::RgbImage::from_pixel(40, 30, image::Rgb([colour, 90, 255 - colour]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .unwrap();
+    bytes.into_inner()
+}
+
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+pub(crate) fn data_uri(colour: u8) -> String {
+    format!("data:image/png;base64,{}", base64(&png(colour)))
+}
+
+/// The text of a whole answer.
+pub(crate) async fn text(response: Response) -> String {
+    let status = response.status();
+    let body: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert!(status.is_success(), "{body}");
+    body["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
