@@ -1,0 +1,44 @@
+//! The main job: apply a LlavaDeployment, look at its workers, ask about an
+//! image, and see the answer stream.
+
+use tests::ask::Question;
+use tests::install::{Installed, example_image, llava_shapes};
+
+#[tokio::test]
+async fn an_applied_deployment_becomes_ready_and_streams_an_answer_about_an_image()
+-> anyhow::Result<()> {
+    let llava = Installed::start().await?;
+    llava.apply(&llava_shapes()?).await?;
+    llava.wait_ready("llava-shapes", 2).await?;
+
+    llava
+        .kubectl(&[
+            "wait",
+            "--for=condition=Available",
+            "lld/llava-shapes",
+            "--timeout=10s",
+        ])
+        .await?;
+    let table = llava.kubectl(&["get", "llavaworkers"]).await?;
+    assert_eq!(
+        table.matches("Ready").count(),
+        2,
+        "one row for each Ready worker:\n{table}"
+    );
+
+    let asker = llava.asker().await?;
+    assert_eq!(asker.models().await?, ["llava-shapes"]);
+    let question = Question::about(example_image("shapes.png")?, "What is in the image?");
+    let streamed = asker.stream(&question).await?;
+    assert!(
+        streamed.is_whole() && streamed.done,
+        "a whole stream: {streamed:?}"
+    );
+    assert!(streamed.deltas > 1, "more than one piece: {streamed:?}");
+    let whole = asker.whole(&question).await?;
+    assert_eq!(
+        whole.text, streamed.text,
+        "greedy answers are equal, streamed or not"
+    );
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! However a cluster ends, nothing of it stays on the machine.
+
+use std::{
+    io::{BufRead, BufReader},
+    time::Duration,
+};
+
+use tests::{
+    Cluster,
+    cluster::{Report, Wish, run, supervisor_command, wait_for},
+};
+use tokio::process::Command;
+
+use crate::machine::{Settings, Traces};
+
+const NOTHING: [String; 0] = [];
+
+#[tokio::test]
+async fn nothing_is_left_of_a_cluster_with_running_pods() -> anyhow::Result<()> {
+    let before = Settings::now().await?;
+    let cluster = Cluster::control_plane().with_real_node().await?;
+    let traces = Traces::of(&cluster)?;
+    let found = traces.found().await?;
+    for kind in ["process", "folder", "link", "cgroup"] {
+        assert!(
+            found.iter().any(|trace| trace.starts_with(kind)),
+            "a running cluster has a {kind}"
+        );
+    }
+    drop(cluster);
+    assert_eq!(traces.found().await?, NOTHING);
+    assert_eq!(Settings::now().await?, before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_cluster_that_stayed_until_it_was_taken_down() -> anyhow::Result<()> {
+    let kept = Wish {
+        kept: true,
+        ..Wish::default()
+    };
+    let mut supervisor = supervisor_command(kept).spawn()?;
+    let stdout = supervisor.stdout.take().expect("its output");
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let Report::Ready(endpoint) = serde_json::from_str(&line)? else {
+        anyhow::bail!("not ready: {line}");
+    };
+    let traces = Traces::at(&endpoint)?;
+    assert_ne!(traces.found().await?, NOTHING);
+    run(Command::new("kill").arg(supervisor.id().to_string())).await?;
+    assert!(supervisor.wait()?.success());
+    assert_eq!(traces.found().await?, NOTHING);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_cluster() -> anyhow::Result<()> {
+    let task = tokio::spawn(async {
+        let cluster = Cluster::control_plane().await;
+        let traces = cluster.as_ref().map(Traces::of);
+        std::panic::panic_any(traces.map_err(|error| error.chain()));
+        #[expect(unreachable_code, reason = "it lives until here")]
+        drop(cluster);
+    });
+    let panic = task.await.expect_err("it panics").into_panic();
+    let caught = panic.downcast::<Result<anyhow::Result<Traces>, String>>();
+    let traces = caught.expect("its traces").map_err(anyhow::Error::msg)??;
+    assert_eq!(traces.found().await?, NOTHING);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_next_run_clears_up_after_a_killed_supervisor() -> anyhow::Result<()> {
+    let cluster = Cluster::control_plane().with_real_node().await?;
+    let traces = Traces::of(&cluster)?;
+    let supervisor = traces.supervisor().expect("an owner");
+    run(Command::new("kill").args(["-s", "KILL", &supervisor.pid().to_string()])).await?;
+    wait_for(
+        "the end of the supervisor",
+        Duration::from_secs(20),
+        async || (!supervisor.is_alive()).then_some(()),
+    )
+    .await?;
+    assert_ne!(
+        traces.found().await?,
+        NOTHING,
+        "a killed process clears up nothing"
+    );
+
+    let _next = Cluster::control_plane().await?;
+    let found = traces.found().await?;
+    // The next cluster may have taken the same place.
+    let old: Vec<_> = found
+        .iter()
+        .filter(|trace| trace.contains("process"))
+        .collect();
+    assert!(old.is_empty(), "{old:?}");
+    assert_ne!(traces.supervisor(), Some(supervisor));
+    Ok(())
+}

@@ -1,0 +1,435 @@
+//! The operator may die before and after every single write: the end is the one
+//! of an undisturbed run, no object was made or removed more often, and at every
+//! revision of the cluster the bounds of the rollout held.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crds::name::label;
+use crds::{LlavaDeployment, LlavaWorker};
+use futures::{StreamExt, stream};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use tests::Cluster;
+use tests::cluster::wait_for;
+use tests::fault::{Fate, Faults};
+use tests::history::{Deed, Event, History, kind};
+use tests::operator::{Operator, install_kinds};
+
+/// Until a workload has reached its end, deaths included.
+const SOON: Duration = Duration::from_secs(60);
+/// Workers that every workload begins or ends with.
+const REPLICAS: usize = 2;
+/// Runs at once.
+const PARALLEL: usize = 6;
+
+/// Something that makes the operator write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Workload {
+    Create,
+    ScaleUp,
+    ScaleDown,
+    Rollout,
+    WorkerFailure,
+}
+
+impl Workload {
+    /// Workers at the end.
+    fn replicas(self) -> usize {
+        match self {
+            Self::ScaleUp => REPLICAS + 2,
+            Self::ScaleDown => REPLICAS - 1,
+            Self::Create | Self::Rollout | Self::WorkerFailure => REPLICAS,
+        }
+    }
+
+    /// The most workers that may live at once, and the fewest that may answer by our doing.
+    fn bounds(self) -> (usize, usize) {
+        match self {
+            Self::Create => (REPLICAS, 0),
+            Self::ScaleUp => (REPLICAS + 2, REPLICAS),
+            Self::ScaleDown => (REPLICAS, REPLICAS - 1),
+            Self::Rollout => (REPLICAS + 1, REPLICAS),
+            // One of two has died by itself, and its object stays for a moment.
+            Self::WorkerFailure => (REPLICAS + 1, REPLICAS - 1),
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    lives: BTreeMap<String, (usize, usize)>,
+    end: BTreeMap<String, Value>,
+}
+
+struct Run<'a> {
+    cluster: &'a Cluster,
+    namespace: String,
+    workload: Workload,
+}
+
+impl Run<'_> {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.cluster.client(), &self.namespace)
+    }
+
+    /// Runs the workload against an operator with these faults; a dead operator is followed by a healthy one.
+    async fn go(&self, faults: Faults) -> anyhow::Result<(Outcome, usize)> {
+        let namespaces: Api<Namespace> = Api::all(self.cluster.client());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": self.namespace}}))?;
+        namespaces
+            .create(&PostParams::default(), &namespace)
+            .await?;
+        if self.workload != Workload::Create {
+            self.create().await?;
+            let first =
+                Operator::start(self.cluster, Some(&self.namespace), Faults::none()).await?;
+            self.settle(REPLICAS).await?;
+            first.kill().await;
+        }
+        let kinds = [
+            kind::<LlavaWorker>(),
+            kind::<Pod>(),
+            kind::<Lease>(),
+            kind::<Service>(),
+            kind::<ServiceAccount>(),
+            kind::<Role>(),
+            kind::<RoleBinding>(),
+            kind::<PodDisruptionBudget>(),
+        ];
+        let before = self.members().await?;
+        let history = History::record(&self.cluster.client(), &self.namespace, &kinds).await?;
+        let operator = Operator::start(self.cluster, Some(&self.namespace), faults.clone()).await?;
+        self.disturb().await?;
+        let settled = tokio::select! {
+            settled = self.settle(self.workload.replicas()) => Some(settled),
+            () = faults.killed() => None,
+        };
+        let operator = match settled {
+            Some(settled) => {
+                settled?;
+                operator
+            }
+            None => {
+                operator.kill().await;
+                let healthy =
+                    Operator::start(self.cluster, Some(&self.namespace), Faults::none()).await?;
+                self.settle(self.workload.replicas()).await?;
+                healthy
+            }
+        };
+        let writes = operator.faults.writes().len();
+        operator.kill().await;
+        self.check_bounds(&before, &history.events())?;
+        let mut lives = history.lives();
+        // The default account and the like are Kubernetes' own.
+        lives.retain(|name, _| name.contains("llava"));
+        let end = self.end().await?;
+        Ok((Outcome { lives, end }, writes))
+    }
+
+    async fn create(&self) -> anyhow::Result<()> {
+        let deployment = serde_json::from_value(json!({
+            "apiVersion": "llava.dev/v1alpha1", "kind": "LlavaDeployment",
+            "metadata": {"name": "llava"},
+            "spec": {
+                "model": {"source": {"huggingFace": {"repo": "llava-hf/llava-1.5-7b-hf"}}},
+                "replicas": REPLICAS,
+                "drain": {"timeout": "1s"},
+            },
+        }))?;
+        self.api::<LlavaDeployment>()
+            .create(&PostParams::default(), &deployment)
+            .await?;
+        Ok(())
+    }
+
+    async fn disturb(&self) -> anyhow::Result<()> {
+        let patch = async |change: Value| {
+            let deployments = self.api::<LlavaDeployment>();
+            deployments
+                .patch("llava", &PatchParams::default(), &Patch::Merge(change))
+                .await
+        };
+        match self.workload {
+            Workload::Create => self.create().await?,
+            Workload::ScaleUp | Workload::ScaleDown => {
+                patch(json!({"spec": {"replicas": self.workload.replicas()}})).await?;
+            }
+            Workload::Rollout => {
+                patch(json!({"spec": {"image": "llava-worker:next"}})).await?;
+            }
+            Workload::WorkerFailure => {
+                let pods = self.api::<Pod>();
+                let names = pods.list(&ListParams::default()).await?.items;
+                let victim = names
+                    .iter()
+                    .map(ResourceExt::name_any)
+                    .min()
+                    .unwrap_or_default();
+                let fault =
+                    json!({"metadata": {"annotations": {"fake.llava.dev/fault": "failed"}}});
+                pods.patch(&victim, &PatchParams::default(), &Patch::Merge(fault))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until spec, status and objects agree, and stay so for a moment.
+    async fn settle(&self, replicas: usize) -> anyhow::Result<()> {
+        let wish = i32::try_from(replicas)?;
+        let failing =
+            self.workload == Workload::WorkerFailure && replicas == self.workload.replicas();
+        let agree = async || {
+            let deployment = self.api::<LlavaDeployment>().get("llava").await.ok()?;
+            let status = deployment.status?;
+            let workers = self
+                .api::<LlavaWorker>()
+                .list(&ListParams::default())
+                .await
+                .ok()?;
+            let pods = self.api::<Pod>().list(&ListParams::default()).await.ok()?;
+            let leases = self
+                .api::<Lease>()
+                .list(&ListParams::default())
+                .await
+                .ok()?;
+            let revision = status.update_revision.clone();
+            let ours = |labels: &BTreeMap<String, String>| {
+                labels.get(label::REVISION) == revision.as_ref()
+            };
+            let healthy = pods.items.iter().all(|pod| {
+                pod.status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref())
+                    == Some("Running")
+            });
+            let rolled = self.workload != Workload::Rollout
+                || deployment.spec.pod.image.is_none()
+                || status.image == deployment.spec.pod.image;
+            let good = status.observed_generation == deployment.metadata.generation
+                && status.summary.as_deref() == Some("Ready")
+                && status.available_replicas == wish
+                && status.replicas == wish
+                && status.updated_replicas == wish
+                && workers.items.len() == replicas
+                && workers.items.iter().all(|worker| ours(worker.labels()))
+                && pods.items.len() == replicas
+                && leases.items.len() == replicas
+                && rolled
+                && (healthy || !failing);
+            good.then_some(())
+        };
+        for _ in 0..2 {
+            wait_for("the workload to settle", SOON, agree).await?;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        wait_for("the workload to stay", SOON, agree).await?;
+        Ok(())
+    }
+
+    /// Which workers live and which answer, before the workload.
+    async fn members(&self) -> anyhow::Result<BTreeMap<String, Member>> {
+        let pods = self.api::<Pod>().list(&ListParams::default()).await?;
+        let lives = |name: String| {
+            (
+                name,
+                Member {
+                    lives: true,
+                    answers: true,
+                },
+            )
+        };
+        Ok(pods
+            .items
+            .iter()
+            .map(ResourceExt::name_any)
+            .map(lives)
+            .collect())
+    }
+
+    /// A node may fall silent and take a worker's readiness; that is nobody's
+    /// write. What counts is what each beginning and each end of a worker did.
+    fn check_bounds(
+        &self,
+        before: &BTreeMap<String, Member>,
+        events: &[Event],
+    ) -> anyhow::Result<()> {
+        let (most, fewest) = self.workload.bounds();
+        let mut members = before.clone();
+        let mut trail = Vec::new();
+        for event in events {
+            let name = event.object.name_any();
+            trail.push(format!(
+                "{} {:?} {} {name}",
+                event.revision, event.deed, event.kind
+            ));
+            let ending =
+                event.deed == Deed::Deleted || event.object.metadata.deletion_timestamp.is_some();
+            if event.kind == "Pod" {
+                let phase = event.object.data["status"]["phase"].as_str();
+                members.entry(name).or_default().answers =
+                    !ending && phase == Some("Running") && is_ready(&event.object.data);
+                continue;
+            }
+            if event.kind != "LlavaWorker" {
+                continue;
+            }
+            let answer = |members: &BTreeMap<String, Member>| {
+                members
+                    .values()
+                    .filter(|member| member.lives && member.answers)
+                    .count()
+            };
+            let answered = answer(&members);
+            members.entry(name).or_default().lives = !ending;
+            let lives = members.values().filter(|member| member.lives).count();
+            let answers = answer(&members);
+            anyhow::ensure!(
+                lives <= most && (answers >= answered || answers >= fewest),
+                "{lives} workers live and {answers} answer at revision {}: {members:#?}\n{}",
+                event.revision,
+                trail.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// What is there at the end, without times and places.
+    async fn end(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+        let mut end = BTreeMap::new();
+        let all = ListParams::default();
+        for worker in self.api::<LlavaWorker>().list(&all).await? {
+            end.insert(format!("worker {}", worker.name_any()), json!(worker.spec));
+        }
+        for pod in self.api::<Pod>().list(&all).await? {
+            let container = pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.containers.first().cloned());
+            let made = container.map(|container| (container.image, container.args));
+            end.insert(
+                format!("pod {}", pod.name_any()),
+                json!([pod.metadata.labels, made]),
+            );
+        }
+        for lease in self.api::<Lease>().list(&all).await? {
+            end.insert(
+                format!("lease {}", lease.name_any()),
+                json!(lease.metadata.labels),
+            );
+        }
+        for role in self.api::<Role>().list(&all).await? {
+            end.insert(format!("role {}", role.name_any()), json!(role.rules));
+        }
+        for budget in self.api::<PodDisruptionBudget>().list(&all).await? {
+            end.insert(format!("budget {}", budget.name_any()), json!(budget.spec));
+        }
+        let status = self
+            .api::<LlavaDeployment>()
+            .get("llava")
+            .await?
+            .status
+            .unwrap_or_default();
+        end.insert(
+            "status".into(),
+            json!([
+                status.desired_replicas,
+                status.current_revision,
+                status.summary,
+                status.selector
+            ]),
+        );
+        Ok(end)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Member {
+    lives: bool,
+    answers: bool,
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    conditions.is_some_and(|conditions| conditions.iter().any(ready))
+}
+
+async fn survives(workload: Workload) -> anyhow::Result<()> {
+    let cluster = Arc::new(Cluster::control_plane().with_fake_nodes(3).await?);
+    install_kinds(&cluster.client()).await?;
+    let run = |name: String| Run {
+        cluster: &cluster,
+        namespace: name,
+        workload,
+    };
+    let (clean, writes) = run("clean".into()).go(Faults::none()).await?;
+    anyhow::ensure!(
+        writes > 3,
+        "a workload that writes {writes} times shows nothing"
+    );
+    let plans = (0..writes).flat_map(|write| {
+        [
+            (write, Fate::KillBefore, "before"),
+            (write, Fate::KillAfter, "after"),
+        ]
+    });
+    let results: Vec<anyhow::Result<()>> = stream::iter(plans)
+        .map(async |(write, fate, when)| {
+            let what = format!("death {when} write {write}");
+            let run = run(format!("{when}-{write}"));
+            let (outcome, _) = run
+                .go(Faults::at_write(write, fate))
+                .await
+                .map_err(|error| error.context(what.clone()))?;
+            anyhow::ensure!(
+                outcome == clean,
+                "{what}: {outcome:#?}\nand without it: {clean:#?}"
+            );
+            Ok(())
+        })
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await;
+    let deaths = results.len();
+    results.into_iter().collect::<anyhow::Result<Vec<()>>>()?;
+    println!("{workload:?}: {writes} writes, {deaths} deaths survived");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_any_write_of_a_creation_changes_nothing() -> anyhow::Result<()> {
+    survives(Workload::Create).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_any_write_of_a_scale_up_changes_nothing() -> anyhow::Result<()> {
+    survives(Workload::ScaleUp).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_any_write_of_a_scale_down_changes_nothing() -> anyhow::Result<()> {
+    survives(Workload::ScaleDown).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_any_write_of_a_rollout_changes_nothing() -> anyhow::Result<()> {
+    survives(Workload::Rollout).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_any_write_after_a_worker_failed_changes_nothing() -> anyhow::Result<()> {
+    survives(Workload::WorkerFailure).await
+}
