@@ -1,6 +1,6 @@
 # The few verbs of this project. Each is a script that can be read and run by itself.
 
-.PHONY: bench-operator help demo demo-down demo-model deps test lint format generate images cluster-up cluster-down kubectl load bench-router
+.PHONY: bench-operator help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router
 
 CLUSTER = cargo run --quiet --locked --package tests --bin cluster --
 
@@ -54,3 +54,6 @@ bench-operator: ## Measure the operator beside Kubernetes' own controllers; docs
 
 bench-router: ## Measure the router against a bare pass-through and its peers
 	@hack/bench-router $(ARGS)
+
+bench-train: ## Measure training beside PyTorch on the demo model
+	@hack/bench-train $(ARGS)

@@ -1,30 +1,40 @@
-//! The commands of docs/tasks do what they are there for, when a reader runs
-//! them from top to bottom.
+//! The commands of the README and of docs/ do what they are there for, when a
+//! reader runs them from top to bottom.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use tests::cluster::{Parts, run};
-use tests::install::{Installed, NAMESPACE, llava_shapes, root};
+use tests::cluster::{Cluster, Parts, run};
+use tests::install::{Installed, NAMESPACE, llava_shapes, loaded_cluster, root};
 use tokio::process::Command;
 
 /// In this order: the last one leaves the router asking for keys.
-const PAGES: [&str; 7] = [
+const TASKS: [&str; 7] = [
     "ask", "scale", "update", "models", "monitor", "expose", "secure",
+];
+
+/// Pages about the system itself, with the headings that are followed.
+const WAYS: [(&str, &[&str]); 4] = [
+    ("README.md", &["A first request"]),
+    ("docs/install.md", &["Upgrade", "Uninstall"]),
+    ("docs/install.md", &["With cluster rights", "Uninstall"]),
+    (
+        "docs/install.md",
+        &["For one namespace, without cluster rights"],
+    ),
 ];
 
 /// What a reader has at hand, and how long a forwarded port takes to open.
 const PREAMBLE: &str = r#"
 set -euo pipefail
-cd "$SOURCES"
 export HF_TOKEN=hf_example
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 opened() { timeout 30 bash -c "until (: </dev/tcp/localhost/$1) 2>/dev/null; do sleep 0.05; done"; }
 "#;
 
 #[tokio::test]
-async fn documented_commands_run() -> anyhow::Result<()> {
+async fn commands_of_the_tasks_run() -> anyhow::Result<()> {
     let llava = Installed::start().await?;
     llava.apply(&llava_shapes()?).await?;
     llava.wait_ready("llava-shapes", 2).await?;
@@ -35,33 +45,70 @@ async fn documented_commands_run() -> anyhow::Result<()> {
     let namespace = format!("--namespace={NAMESPACE}");
     let context = ["config", "set-context", "--current", &namespace];
     llava.cluster().kubectl(&context).await?;
-
-    let python = python().await?;
-    let parts = Parts::of(&["control-plane", "charts"]).await?;
-    let tools = ["kubectl", "helm"].map(|tool| parts.path(tool));
-    let tools = tools
-        .iter()
-        .filter_map(|tool| tool.parent())
-        .chain([python.as_path()]);
-    let system = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(
-        tools
-            .map(Path::to_owned)
-            .chain(std::env::split_paths(&system)),
-    )?;
-    for page in PAGES {
-        let script = script(page)?;
-        // In the cluster's own network, so that forwarded ports meet nobody.
-        let mut bash = llava.cluster().inside("bash");
-        bash.args(["-c", &script])
-            .env("SOURCES", root())
-            .env("PATH", &path)
-            .env("KUBECONFIG", llava.cluster().kubeconfig());
-        run(&mut bash)
-            .await
-            .with_context(|| format!("docs/tasks/{page}.md"))?;
+    let reader = Reader::of(llava.cluster()).await?;
+    for page in TASKS {
+        reader.follow(&format!("docs/tasks/{page}.md"), &[]).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn commands_to_install_upgrade_and_uninstall_run() -> anyhow::Result<()> {
+    let cluster = loaded_cluster().await?;
+    cluster.kubectl(&["create", "namespace", "team-a"]).await?;
+    let reader = Reader::of(&cluster).await?;
+    for (page, headings) in WAYS {
+        reader.follow(page, headings).await?;
+    }
+    let installed = ["get", "deployments", "--namespace", "team-a"];
+    let deployments = cluster.kubectl(&installed).await?;
+    ensure!(deployments.contains("llava-router"), "{deployments}");
+    Ok(())
+}
+
+/// Someone with a checkout, a cluster and the usual programs.
+struct Reader<'a> {
+    cluster: &'a Cluster,
+    checkout: tempfile::TempDir,
+    path: std::ffi::OsString,
+}
+
+impl<'a> Reader<'a> {
+    async fn of(cluster: &'a Cluster) -> anyhow::Result<Self> {
+        // What the commands write stays beside the sources, not among them.
+        let checkout = tempfile::tempdir()?;
+        for entry in std::fs::read_dir(root())? {
+            let entry = entry?;
+            let source = std::path::absolute(entry.path())?;
+            std::os::unix::fs::symlink(source, checkout.path().join(entry.file_name()))?;
+        }
+        let python = python().await?;
+        let parts = Parts::of(&["control-plane", "charts"]).await?;
+        let tools = ["kubectl", "helm"].map(|tool| parts.path(tool));
+        let tools = tools.iter().filter_map(|tool| tool.parent());
+        let own = tools.chain([python.as_path()]).map(Path::to_owned);
+        let system = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(own.chain(std::env::split_paths(&system)))?;
+        Ok(Self {
+            cluster,
+            checkout,
+            path,
+        })
+    }
+
+    /// Runs the commands of a page, under these headings or all of them.
+    async fn follow(&self, page: &str, headings: &[&str]) -> anyhow::Result<()> {
+        // In the cluster's own network, so that forwarded ports meet nobody.
+        let mut bash = self.cluster.inside("bash");
+        bash.args(["-c", &script(page, headings)?])
+            .current_dir(self.checkout.path())
+            .env("PATH", &self.path)
+            .env("KUBECONFIG", self.cluster.kubeconfig());
+        run(&mut bash)
+            .await
+            .with_context(|| format!("{page} {headings:?}"))?;
+        Ok(())
+    }
 }
 
 /// A Python that has the SDK already: the cluster's network has no way out.
@@ -77,24 +124,32 @@ async fn python() -> anyhow::Result<PathBuf> {
     Ok(bin)
 }
 
-/// The commands of a page, one after the other.
-fn script(page: &str) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(root().join(format!("docs/tasks/{page}.md")))?;
+/// The commands of a page under `headings`, or all of them, one after the other.
+fn script(page: &str, headings: &[&str]) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(root().join(page))?;
+    // The reader's registry is the one whose images the node has.
+    let text = text.replace("registry.example.com/llava", "ghcr.io/llava-operator");
     let mut script = PREAMBLE.to_owned();
-    let blocks = text.split("\n```sh\n").skip(1);
-    for block in blocks {
-        let (commands, _) = block.split_once("\n```").context("an open block")?;
-        for line in commands.lines() {
-            writeln!(script, "{line}")?;
-            if let Some(port) = forwarded(line) {
-                writeln!(script, "opened {port}")?;
+    let sections = text.split("\n## ");
+    let chosen = sections.filter(|section| {
+        let heading = section.lines().next().unwrap_or_default();
+        headings.is_empty() || headings.contains(&heading)
+    });
+    let mut found = 0;
+    for section in chosen {
+        found += 1;
+        for block in section.split("\n```sh\n").skip(1) {
+            let (commands, _) = block.split_once("\n```").context("an open block")?;
+            for line in commands.lines() {
+                writeln!(script, "{line}")?;
+                if let Some(port) = forwarded(line) {
+                    writeln!(script, "opened {port}")?;
+                }
             }
         }
     }
-    ensure!(
-        script.len() > PREAMBLE.len(),
-        "docs/tasks/{page}.md has no commands"
-    );
+    ensure!(found >= headings.len(), "{page} lacks one of {headings:?}");
+    ensure!(script.len() > PREAMBLE.len(), "{page} has no commands");
     Ok(script)
 }
 

@@ -41,20 +41,7 @@ impl Installed {
     /// # Errors
     /// When a step fails.
     pub async fn with(values: &[&str]) -> anyhow::Result<Self> {
-        shell::tls::install_provider();
-        let cluster = Cluster::control_plane().with_real_node().await?;
-        for image in [
-            "llava-operator",
-            "llava-router",
-            "llava-worker",
-            "llava-shapes",
-        ] {
-            let archive = images().join(format!("{image}.tar"));
-            cluster
-                .load_image(&archive)
-                .await
-                .with_context(|| format!("loading {image}"))?;
-        }
+        let cluster = loaded_cluster().await?;
         let installed = Self { cluster };
         installed.enforce_restricted_pods().await?;
         installed.helm("install", values).await?;
@@ -242,6 +229,28 @@ impl Installed {
             .await?;
         Ok(())
     }
+}
+
+/// A real node that holds the images, and nothing else.
+///
+/// # Errors
+/// When a step fails; `make images` makes the images.
+pub async fn loaded_cluster() -> anyhow::Result<Cluster> {
+    shell::tls::install_provider();
+    let cluster = Cluster::control_plane().with_real_node().await?;
+    for image in [
+        "llava-operator",
+        "llava-router",
+        "llava-worker",
+        "llava-shapes",
+    ] {
+        let archive = images().join(format!("{image}.tar"));
+        cluster
+            .load_image(&archive)
+            .await
+            .with_context(|| format!("loading {image}"))?;
+    }
+    Ok(cluster)
 }
 
 /// A LlavaDeployment of the project's own model, `llava-shapes`, as examples/ has it.

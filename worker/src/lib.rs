@@ -22,6 +22,7 @@ mod ops;
 pub mod pixels;
 pub mod prompt;
 mod rope;
+mod safetensors_file;
 pub mod sampling;
 pub mod serve;
 pub mod speaker;

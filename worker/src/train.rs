@@ -16,6 +16,7 @@ pub mod params;
 pub mod pass;
 pub mod picture;
 pub mod plot;
+pub mod recompute;
 pub mod record;
 pub mod run;
 pub mod sample;

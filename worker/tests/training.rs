@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,6 +172,17 @@ fn a_short_run_lowers_the_loss_of_every_stage() {
     assert_eq!(run.run().unwrap(), Outcome::Done(None));
     let losses = bench.losses("out");
     assert_eq!(losses.len(), 6, "one entry each ten steps");
+    for event in journal::read(&bench.path("out")) {
+        if let Event::Step(step) = event {
+            let spent = step.spent;
+            assert!(spent.load > 0.0 && spent.forward > 0.0 && spent.backward > 0.0);
+        }
+    }
+    let weights = bench.path("out/model/model.safetensors");
+    let beside = bench.path("beside");
+    fs::write(&beside, "").unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&weights), mode(&beside), "other users may serve it");
     assert!(losses[2] < 0.9 * losses[0], "tower: {losses:?}");
     assert!(losses[5] < 0.7 * losses[3], "conversations: {losses:?}");
     assert!(

@@ -83,6 +83,7 @@ impl EvalArgs {
             rope: &rope,
             lora: None,
             dtype: DType::F32,
+            checkpointing: false,
             device: &Device::Cpu,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         };

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optim::{AdamState, Moments};
 use super::params::Params;
+use crate::safetensors_file;
 
 /// How far a run has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +96,7 @@ pub fn save(
         ("optimizer.safetensors", moments),
     ] {
         let path = partial.join(name);
-        safetensors::save(&tensors, &path).map_err(|source| CheckpointError::Tensors {
+        safetensors_file::write(tensors, &path).map_err(|source| CheckpointError::Tensors {
             path: path.clone(),
             source,
         })?;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor, safetensors};
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -13,6 +13,7 @@ use super::names;
 use super::params::Params;
 use super::settings::Settings;
 use crate::config::{self, Activation, ModelConfig, VisionKind};
+use crate::safetensors_file;
 
 /// Why a model could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -140,8 +141,9 @@ fn write(
         };
         Ok((name, tensor.to_dtype(DType::F16)?))
     });
-    let save =
-        |named: candle_core::Result<HashMap<String, Tensor>>| safetensors::save(&named?, &path);
+    let save = |named: candle_core::Result<HashMap<String, Tensor>>| {
+        safetensors_file::write(named?, &path)
+    };
     save(named.collect()).map_err(|source| ExportError::Tensors {
         path: path.clone(),
         source,
@@ -203,7 +205,7 @@ fn adapter(
         ("non_lora_trainables.safetensors", others),
     ] {
         let path = dir.join(name);
-        safetensors::save(&tensors, &path)
+        safetensors_file::write(tensors, &path)
             .map_err(|source| ExportError::Tensors { path, source })?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::evaluate::Accuracy;
+use super::pass::Spent;
 use super::plot;
 
 /// One entry of the journal.
@@ -53,6 +54,9 @@ pub struct StepEvent {
     pub gflops: f64,
     /// Seconds since the process began.
     pub seconds: f64,
+    /// Where the time of these steps went.
+    #[serde(default)]
+    pub spent: Spent,
 }
 
 /// The journal of a run.

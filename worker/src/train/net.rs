@@ -2,7 +2,9 @@
 //! language model, as differentiable operations on named weights.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::batch::{Batch, TowerBatch};
@@ -12,6 +14,7 @@ use super::ops::{
     swiglu,
 };
 use super::params::Params;
+use super::recompute::Tape;
 use crate::config::{Activation, ModelConfig, RopeScaling, VisionKind};
 
 /// A model whose trained weights record gradients and whose frozen ones do not.
@@ -24,6 +27,21 @@ pub struct Net<'a> {
     dtype: DType,
     /// Chooses what dropout drops; none is dropped without it.
     noise: Option<u64>,
+    /// Where layers are recorded that the backward pass computes again.
+    tape: Option<Tape<Layer>>,
+}
+
+/// A layer by its place, and how its tokens attend to one another.
+#[derive(Debug)]
+struct Layer {
+    place: Place,
+    shape: Arc<Attention>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Tower(usize),
+    Text(usize),
 }
 
 impl<'a> Net<'a> {
@@ -55,6 +73,7 @@ impl<'a> Net<'a> {
             lora,
             dtype,
             noise: None,
+            tape: None,
         })
     }
 
@@ -64,6 +83,26 @@ impl<'a> Net<'a> {
         Self {
             noise: Some(seed),
             ..self
+        }
+    }
+
+    /// Keeps of each layer its input alone, and computes the rest again in [`Self::gradients`].
+    #[must_use]
+    pub fn with_checkpointing(self, on: bool) -> Self {
+        Self {
+            tape: on.then(Tape::default),
+            ..self
+        }
+    }
+
+    /// Gradients of `loss`, which this net computed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gradients(&self, loss: &Tensor) -> Result<GradStore> {
+        match &self.tape {
+            Some(tape) => tape.backward(loss, |x, layer| self.compute(x, layer)),
+            None => loss.backward(),
         }
     }
 
@@ -200,22 +239,16 @@ impl<'a> Net<'a> {
         if clip {
             x = self.layer_norm(&x, &name("pre_layrnorm"))?;
         }
-        let shape = Attention {
+        let shape = Arc::new(Attention {
             segments: (0..=images).map(|i| i * tokens).collect(),
             heads: v.heads,
             kv_heads: v.heads,
             head_dim: v.hidden / v.heads,
             causal: false,
             rope: None,
-        };
+        });
         for i in 0..self.config.tower_layers {
-            let layer = name(&format!("encoder.layers.{i}"));
-            let h = self.layer_norm(&x, &format!("{layer}.layer_norm1"))?;
-            let h = self.attend(&h, &format!("{layer}.self_attn"), "out_proj", &shape)?;
-            x = (x + h)?;
-            let h = self.layer_norm(&x, &format!("{layer}.layer_norm2"))?;
-            let h = self.activate(&self.linear(&h, &format!("{layer}.mlp.fc1"))?, v.activation)?;
-            x = (x + self.linear(&h, &format!("{layer}.mlp.fc2"))?)?;
+            x = self.layer(x, Place::Tower(i), &shape)?;
         }
         if clip && !self.config.keep_class {
             let kept = x
@@ -248,26 +281,56 @@ impl<'a> Net<'a> {
                 self.rope.positions()
             );
         }
-        let shape = Attention {
+        let shape = Arc::new(Attention {
             segments: segments.clone(),
             heads: t.heads,
             kv_heads: t.kv_heads,
             head_dim: t.head_dim,
             causal: true,
             rope: Some(self.rope.clone()),
-        };
+        });
         for i in 0..t.layers {
-            let layer = format!("language_model.model.layers.{i}");
-            let h = self.rms(&x, &format!("{layer}.input_layernorm"))?;
-            let h = self.attend(&h, &format!("{layer}.self_attn"), "o_proj", &shape)?;
-            x = (x + h)?;
-            let h = self.rms(&x, &format!("{layer}.post_attention_layernorm"))?;
-            let gate = self.linear(&h, &format!("{layer}.mlp.gate_proj"))?;
-            let up = self.linear(&h, &format!("{layer}.mlp.up_proj"))?;
-            let h = self.linear(&swiglu(&gate, &up)?, &format!("{layer}.mlp.down_proj"))?;
-            x = (x + h)?;
+            x = self.layer(x, Place::Text(i), &shape)?;
         }
         Ok(x)
+    }
+
+    fn layer(&self, x: Tensor, place: Place, shape: &Arc<Attention>) -> Result<Tensor> {
+        let shape = shape.clone();
+        let layer = Layer { place, shape };
+        match &self.tape {
+            Some(tape) => tape.forward(x, layer, |x, layer| self.compute(x, layer)),
+            None => self.compute(&x, &layer),
+        }
+    }
+
+    fn compute(&self, x: &Tensor, layer: &Layer) -> Result<Tensor> {
+        match layer.place {
+            Place::Tower(i) => self.tower_layer(x, i, &layer.shape),
+            Place::Text(i) => self.text_layer(x, i, &layer.shape),
+        }
+    }
+
+    fn tower_layer(&self, x: &Tensor, i: usize, shape: &Attention) -> Result<Tensor> {
+        let layer = format!("vision_tower.vision_model.encoder.layers.{i}");
+        let h = self.layer_norm(x, &format!("{layer}.layer_norm1"))?;
+        let h = self.attend(&h, &format!("{layer}.self_attn"), "out_proj", shape)?;
+        let x = (x + h)?;
+        let h = self.layer_norm(&x, &format!("{layer}.layer_norm2"))?;
+        let h = self.linear(&h, &format!("{layer}.mlp.fc1"))?;
+        let h = self.activate(&h, self.config.vision.activation)?;
+        x + self.linear(&h, &format!("{layer}.mlp.fc2"))?
+    }
+
+    fn text_layer(&self, x: &Tensor, i: usize, shape: &Attention) -> Result<Tensor> {
+        let layer = format!("language_model.model.layers.{i}");
+        let h = self.rms(x, &format!("{layer}.input_layernorm"))?;
+        let h = self.attend(&h, &format!("{layer}.self_attn"), "o_proj", shape)?;
+        let x = (x + h)?;
+        let h = self.rms(&x, &format!("{layer}.post_attention_layernorm"))?;
+        let gate = self.linear(&h, &format!("{layer}.mlp.gate_proj"))?;
+        let up = self.linear(&h, &format!("{layer}.mlp.up_proj"))?;
+        x + self.linear(&swiglu(&gate, &up)?, &format!("{layer}.mlp.down_proj"))?
     }
 
     fn attend(&self, x: &Tensor, name: &str, out: &str, shape: &Attention) -> Result<Tensor> {

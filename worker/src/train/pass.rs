@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use shell::clock;
 
 use super::corpus::{Corpus, CorpusError, PatchCorpus};
 use super::lora::Lora;
@@ -30,6 +32,8 @@ pub struct Scene<'a> {
     pub lora: Option<&'a Lora>,
     /// Type of the arithmetic.
     pub dtype: DType,
+    /// Whether layers are computed again in the backward pass instead of kept.
+    pub checkpointing: bool,
     /// Where it runs.
     pub device: &'a Device,
     /// Threads to use.
@@ -58,8 +62,26 @@ pub struct Summed {
     pub tokens: usize,
     /// Floating-point operations, forward and backward.
     pub flops: f64,
+    /// Where the time went.
+    pub spent: Spent,
     /// Records left out.
     pub faults: Vec<Fault>,
+}
+
+/// Where the time of some steps went, in seconds. What threads do side by side counts once
+/// for all of them; what is missing to the whole is waiting for the slowest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Reading, decoding and tokenising records.
+    pub load: f64,
+    /// Forward passes.
+    pub forward: f64,
+    /// Backward passes, with the layers computed again for gradient checkpointing.
+    pub backward: f64,
+    /// Adding up gradients with the other processes.
+    pub exchange: f64,
+    /// The optimiser.
+    pub update: f64,
 }
 
 impl Scene<'_> {
@@ -109,6 +131,10 @@ impl Scene<'_> {
         for part in parts {
             total.add(part?)?;
         }
+        let share = 1.0 / threads as f64;
+        total.spent.load *= share;
+        total.spent.forward *= share;
+        total.spent.backward *= share;
         Ok(total)
     }
 
@@ -119,11 +145,13 @@ impl Scene<'_> {
         round: u64,
         seed: u64,
     ) -> std::result::Result<Summed, CorpusError> {
-        let net = self.net()?.with_noise(seed);
+        let net = (self.net()?.with_noise(seed)).with_checkpointing(self.checkpointing);
         let mut sum = Summed::default();
+        let began = clock::now();
         let loss = match source {
             Source::Talk(corpus) => {
                 let loaded = corpus.load(records, round, self.device)?;
+                sum.spent.load = began.elapsed().as_secs_f64();
                 sum.faults = loaded.faults;
                 let Some(batch) = loaded.batch else {
                     return Ok(sum);
@@ -135,6 +163,7 @@ impl Scene<'_> {
             }
             Source::Patches(corpus) => {
                 let batch = corpus.load(records, self.device)?;
+                sum.spent.load = began.elapsed().as_secs_f64();
                 sum.tokens = batch.images * self.config.vision.side().pow(2);
                 sum.weight = batch
                     .targets
@@ -147,7 +176,10 @@ impl Scene<'_> {
             }
         };
         sum.loss = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-        let mut grads = loss.backward()?;
+        sum.spent.forward = began.elapsed().as_secs_f64() - sum.spent.load;
+        let began = clock::now();
+        let mut grads = net.gradients(&loss)?;
+        sum.spent.backward = began.elapsed().as_secs_f64();
         for name in self.trained {
             let var = self.params.get(name);
             if let Some(gradient) = var.and_then(|var| grads.remove(var.as_tensor())) {
@@ -155,6 +187,17 @@ impl Scene<'_> {
             }
         }
         Ok(sum)
+    }
+}
+
+impl Spent {
+    /// Adds what another part took.
+    pub fn add(&mut self, other: Self) {
+        self.load += other.load;
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.exchange += other.exchange;
+        self.update += other.update;
     }
 }
 
@@ -172,6 +215,7 @@ impl Summed {
         self.weight += other.weight;
         self.tokens += other.tokens;
         self.flops += other.flops;
+        self.spent.add(other.spent);
         self.faults.extend(other.faults);
         Ok(())
     }

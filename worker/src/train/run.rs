@@ -229,7 +229,9 @@ impl Run {
                 });
             }
             self.note(&summed.faults)?;
-            norm = self.update(stage, &mut summed, steps)?;
+            let updating = shell::clock::now();
+            norm = self.update(stage, &summed, steps)?;
+            summed.spent.update = updating.elapsed().as_secs_f64();
             self.progress = Progress {
                 step: step + 1,
                 total: self.progress.total + 1,
@@ -239,6 +241,7 @@ impl Run {
             window.weight += summed.weight;
             window.tokens += summed.tokens;
             window.flops += summed.flops;
+            window.spent.add(summed.spent);
             let done = step + 1;
             if done.is_multiple_of(REPORT_EVERY) || done == steps {
                 let elapsed = since.elapsed().as_secs_f64().max(1e-9);
@@ -253,6 +256,7 @@ impl Run {
                     tokens_per_second: window.tokens as f64 / elapsed,
                     gflops: window.flops / elapsed / 1e9,
                     seconds: began.elapsed().as_secs_f64(),
+                    spent: window.spent,
                 };
                 let left = began
                     .elapsed()
@@ -301,9 +305,11 @@ impl Run {
         let scene = self.scene(stage, trained);
         let mut summed = scene.gradients(source, mine, stage.micro_batch, step as u64)?;
         if world > 1 {
+            let exchanging = shell::clock::now();
             let mut row = summed.flatten(&self.params, trained)?;
             self.group.sum(&mut row)?;
             summed.unflatten(&row, &self.params, trained, &self.device)?;
+            summed.spent.exchange = exchanging.elapsed().as_secs_f64();
         }
         Ok(summed)
     }
@@ -316,17 +322,13 @@ impl Run {
             rope: &self.rope,
             lora: stage.lora(),
             dtype: self.dtype,
+            checkpointing: stage.gradient_checkpointing,
             device: &self.device,
             threads: self.threads,
         }
     }
 
-    fn update(
-        &mut self,
-        stage: &Stage,
-        summed: &mut Summed,
-        steps: usize,
-    ) -> Result<f64, RunError> {
+    fn update(&mut self, stage: &Stage, summed: &Summed, steps: usize) -> Result<f64, RunError> {
         let adam = &stage.optimizer;
         let mean = 1.0 / summed.weight.max(1.0);
         let norm = optim::norm(&summed.gradients)? * mean;
