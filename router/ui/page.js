@@ -4,7 +4,10 @@
 const $ = (id) => document.getElementById(id);
 const MAX_IMAGE_BYTES = 20 * 1024 * 1024;
 
-let turns = [];        // {role, text, images: [data URI]}
+// How an answer ended, where that is worth a word.
+const ENDS = { length: "; cut at the longest answer", stopped: "; stopped" };
+
+let turns = [];        // {role, text, images: [data URI], model}
 let images = [];       // of the next question
 let running = null;    // AbortController while an answer comes
 
@@ -71,13 +74,18 @@ async function* events(body) {
 function article(turn, index) {
   const element = document.createElement("article");
   element.className = turn.role;
-  const head = document.createElement("h2");
-  head.textContent = turn.role === "user" ? "You" : $("model").value;
+  const head = document.createElement("header");
+  const who = document.createElement("h2");
+  who.textContent = turn.role === "user" ? "You" : turn.model;
+  who.id = `turn-${index}`;
+  element.setAttribute("aria-labelledby", who.id);
+  head.append(who);
   element.append(head);
   if (turn.role === "user") {
     const edit = document.createElement("button");
     edit.type = "button";
     edit.textContent = "Edit";
+    edit.setAttribute("aria-label", "Edit this question");
     edit.addEventListener("click", () => editTurn(index));
     head.append(edit);
   }
@@ -142,9 +150,27 @@ function editTurn(index) {
   $("text").focus();
 }
 
+// Screen readers hear the answer sentence by sentence, not word by word.
+function speaker() {
+  const region = $("spoken");
+  region.replaceChildren();
+  let said = 0;
+  return (text, whole = false) => {
+    const rest = text.slice(said);
+    const ends = [...rest.matchAll(/[.!?。！？](?=\s)|\n/g)];
+    const end = whole ? rest.length : ends.length ? ends.at(-1).index + 1 : 0;
+    if (!rest.slice(0, end).trim()) return;
+    const sentence = document.createElement("p");
+    sentence.textContent = rest.slice(0, end);
+    region.append(sentence);
+    said += end;
+  };
+}
+
 async function answer() {
-  const turn = { role: "assistant", text: "" };
+  const turn = { role: "assistant", text: "", model: $("model").value };
   const body = request(turns);
+  const speak = speaker();
   turns.push(turn);
   running = new AbortController();
   draw();
@@ -176,6 +202,7 @@ async function answer() {
       turn.text += piece;
       const nearEnd = $("chat").scrollHeight - $("chat").scrollTop - $("chat").clientHeight < 80;
       text.textContent = turn.text;
+      speak(turn.text);
       if (nearEnd) $("chat").scrollTop = $("chat").scrollHeight;
     }
     if (!finish) throw new Error("the answer broke off");
@@ -183,6 +210,7 @@ async function answer() {
     failure = error.name === "AbortError" ? null : error;
     finish = error.name === "AbortError" ? "stopped" : finish;
   }
+  speak(turn.text, true);
   running = null;
   $("stop").disabled = true;
   $("send").disabled = false;
@@ -194,7 +222,7 @@ async function answer() {
   note.textContent = failure
     ? `Error: ${failure.message}`
     : `${tokens} tokens, first after ${((first || performance.now()) - began).toFixed(0)} ms, `
-      + `${(tokens / Math.max(seconds, 0.001)).toFixed(1)} per second (${finish})`;
+      + `${(tokens / Math.max(seconds, 0.001)).toFixed(1)} per second${ENDS[finish] ?? ""}`;
   $("chat").lastElementChild.append(note);
   if (!turn.text) turns.pop();
   status(failure ? "The answer failed; see the conversation." : "The answer is complete.", Boolean(failure));
