@@ -11,7 +11,10 @@
 mod floor;
 mod load;
 mod measure;
+mod overload;
 mod run;
+mod table;
+mod targets;
 mod worker;
 
 use std::net::SocketAddr;
@@ -22,7 +25,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 enum Command {
     /// Serve as a fake worker
-    Worker { listen: SocketAddr },
+    Worker { listen: SocketAddr, slots: u32 },
     /// Pass requests through, and nothing else
     Floor {
         listen: SocketAddr,
@@ -36,11 +39,13 @@ enum Command {
     },
     /// Measure everything
     Run(run::Options),
+    /// Offer the router ten times what its workers can do
+    Overload(overload::Options),
 }
 
 fn main() {
     match Command::parse() {
-        Command::Worker { listen } => worker::run(listen),
+        Command::Worker { listen, slots } => worker::run(listen, slots),
         Command::Floor { listen, workers } => floor::run(listen, &workers),
         Command::Load {
             scenario,
@@ -53,6 +58,7 @@ fn main() {
             );
         }
         Command::Run(options) => run::run(&options),
+        Command::Overload(options) => overload::run(&options),
     }
 }
 

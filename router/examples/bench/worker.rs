@@ -3,35 +3,67 @@
 //! every peer passes on: `events,gap in ms,wait in ms`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use memchr::memmem;
 use protocol::load::{LoadReport, Phase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use crate::unix_micros;
 
 const MODELS: &str = r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#;
 const CHAT: &str = r#"{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}"#;
 
-pub(crate) fn run(listen: SocketAddr) {
+/// What the connections of a worker share.
+struct Shared {
+    slots: u32,
+    free: Semaphore,
+    waiting: AtomicU32,
+}
+
+impl Shared {
+    fn load(&self) -> String {
+        let free = u32::try_from(self.free.available_permits()).unwrap();
+        let load = LoadReport {
+            phase: Phase::Serving,
+            running: self.slots - free,
+            waiting: self.waiting.load(Ordering::Relaxed),
+            slots: self.slots,
+            captured_at_ms: unix_micros() / 1000,
+            ..LoadReport::default()
+        };
+        serde_json::to_string(&load).unwrap()
+    }
+}
+
+/// Serves with this many slots; streams beyond them wait.
+pub(crate) fn run(listen: SocketAddr, slots: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
         let listener = TcpListener::bind(listen).await.unwrap();
+        let shared = Arc::new(Shared {
+            slots,
+            free: Semaphore::new(slots as usize),
+            waiting: AtomicU32::new(0),
+        });
         loop {
             let (stream, _) = listener.accept().await.unwrap();
+            let shared = Arc::clone(&shared);
             tokio::spawn(async move {
-                let _ = serve(stream).await;
+                let _ = serve(stream, &shared).await;
             });
         }
     });
 }
 
-async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::with_capacity(16 * 1024);
     loop {
@@ -76,20 +108,17 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             None
         };
         let is_load = buffer.starts_with(b"GET /v1/load");
-        let is_post_answer = is_post;
         buffer.drain(..head + body);
         match wish {
-            Some(wish) => events(&mut stream, wish).await?,
-            None if is_post_answer => whole(&mut stream, CHAT).await?,
-            None if is_load => {
-                let load = LoadReport {
-                    phase: Phase::Serving,
-                    slots: 4096,
-                    captured_at_ms: unix_micros() / 1000,
-                    ..LoadReport::default()
-                };
-                whole(&mut stream, &serde_json::to_string(&load).unwrap()).await?;
+            Some(wish) => {
+                shared.waiting.fetch_add(1, Ordering::Relaxed);
+                let slot = shared.free.acquire().await.unwrap();
+                shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                events(&mut stream, wish).await?;
+                drop(slot);
             }
+            None if is_post => whole(&mut stream, CHAT).await?,
+            None if is_load => whole(&mut stream, &shared.load()).await?,
             None => whole(&mut stream, MODELS).await?,
         }
     }
