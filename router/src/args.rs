@@ -41,6 +41,14 @@ pub struct RouterArgs {
     #[arg(long, value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
 
+    /// File with a key that workers ask for; they are sent it as `Authorization: Bearer`
+    #[arg(long, value_name = "FILE")]
+    pub worker_key: Option<PathBuf>,
+
+    /// Collector that takes spans of requests by OTLP over HTTP, such as http://collector:4318
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<http::Uri>,
+
     /// Do not serve the web page at /
     #[arg(long)]
     pub no_page: bool,

@@ -19,6 +19,7 @@ mod request;
 mod run;
 mod server;
 mod table;
+mod trace;
 mod upstream;
 
 pub use run::{Router, StartError};

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::keys::{Keys, KeysError};
+use crate::api::keys::{self, Keys, KeysError, WorkerKeyError};
 use crate::api::service::Gate;
 use crate::api::workers;
 use crate::args::RouterArgs;
@@ -30,6 +30,7 @@ use crate::table::kubernetes::Scope;
 use crate::table::lease::Identity;
 use crate::table::record::{Discovery, Table};
 use crate::table::{fixed, kubernetes, lease};
+use crate::trace::{Tracing, TracingError};
 
 /// Between two looks whether the last stream has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -70,6 +71,12 @@ pub enum StartError {
     /// The API keys cannot be read.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The workers' key cannot be read.
+    #[error(transparent)]
+    WorkerKey(#[from] WorkerKeyError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Tracing(#[from] TracingError),
     /// There is no way to the API server.
     #[error("no way to the Kubernetes API server, and no --worker: {0}")]
     Kubernetes(#[from] Box<kube::Error>),
@@ -89,6 +96,11 @@ impl Router {
         let address = listener.local_addr().map_err(listen_error)?;
         let admin = shell::admin::bind(args.shell.admin_listen).await?;
         let admin_address = admin.local_addr().map_err(listen_error)?;
+        let worker_key = args
+            .worker_key
+            .as_deref()
+            .map(keys::worker_key)
+            .transpose()?;
         let fleet = Arc::new(Fleet::new(
             Rules {
                 dispatch: args.dispatch,
@@ -102,6 +114,7 @@ impl Router {
                 interval: args.timeouts.poll_interval,
                 timeout: args.timeouts.poll_timeout,
             },
+            worker_key.clone(),
         ));
         let gate = Arc::new(Gate {
             fleet: Arc::clone(&fleet),
@@ -110,6 +123,11 @@ impl Router {
             budget: Budget::new(args.limits.max_buffered),
             keys: args.api_keys.as_deref().map(Keys::read).transpose()?,
             page: !args.no_page,
+            tracing: args
+                .otlp_endpoint
+                .as_ref()
+                .map(Tracing::start)
+                .transpose()?,
             meter: Meter::default(),
             draining: AtomicBool::new(false),
         });
@@ -150,7 +168,9 @@ impl Router {
                 Some(model) => {
                     publish.send_replace(fixed::of_one_model(&workers, model, created));
                 }
-                None => tasks.push(keep(fixed::ask_for_models(workers, publish, created))),
+                None => tasks.push(keep(fixed::ask_for_models(
+                    workers, worker_key, publish, created,
+                ))),
             }
         }
         let connections = Connections::default();
@@ -219,6 +239,9 @@ impl Router {
                 streams = self.connections.count(),
                 "cut at the drain timeout"
             );
+        }
+        if let Some(tracing) = &self.gate.tracing {
+            tracing.clone().finish().await;
         }
     }
 }

@@ -34,6 +34,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const MAX_HEADERS: usize = 100;
 const MAX_STREAMS: u32 = 200;
 const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// One read of a body. More at once would leave the cache before the fact reader
+/// has seen it, and waste more of each buffer that a read does not fill.
+const MAX_READ: usize = 64 * 1024;
 const PING: Duration = Duration::from_secs(20);
 
 /// What a connection may do.
@@ -138,45 +141,61 @@ async fn connection<A: Api>(
     };
     let conn = Conn::new(stream, limits.write);
     let service = Answering(api);
-    // The reason why a connection ended concerns its caller alone.
     if is_h2 {
-        let serving = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADER_LIST)
-            .keep_alive_interval(PING)
-            .serve_connection(conn, service);
-        let mut serving = pin!(serving);
-        let mut ending = Ending::new(stop);
-        let _ = poll_fn(|cx| {
-            if ending.begins(cx) {
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        })
-        .await;
+        // Its state is large; connections of HTTP/1 are not to carry room for it.
+        Box::pin(speak_http2(conn, service, stop)).await;
     } else {
-        let mut serving = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header)
-            .max_headers(MAX_HEADERS)
-            .serve_connection(conn, service);
-        let mut ending = Ending::new(stop);
-        let served = poll_fn(|cx| {
-            let mut serving = Pin::new(&mut serving);
-            if ending.begins(cx) {
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.poll(cx)
-        })
-        .await;
-        if served.is_err_and(|error| error.is_timeout()) {
-            let parts = serving.into_parts();
-            if !parts.read_buf.is_empty() {
-                parts.io.say(TOO_SLOW);
-            }
+        speak_http1(conn, service, limits.header, stop).await;
+    }
+}
+
+// The reason why a connection ended concerns its caller alone.
+
+async fn speak_http1<A: Api>(
+    conn: Conn,
+    service: Answering<A>,
+    patience: Duration,
+    stop: CancellationToken,
+) {
+    let mut serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_READ)
+        .serve_connection(conn, service);
+    let mut ending = Ending::new(stop);
+    let served = poll_fn(|cx| {
+        let mut serving = Pin::new(&mut serving);
+        if ending.begins(cx) {
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.poll(cx)
+    })
+    .await;
+    if served.is_err_and(|error| error.is_timeout()) {
+        let parts = serving.into_parts();
+        if !parts.read_buf.is_empty() {
+            parts.io.say(TOO_SLOW);
         }
     }
+}
+
+async fn speak_http2<A: Api>(conn: Conn, service: Answering<A>, stop: CancellationToken) {
+    let serving = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .keep_alive_interval(PING)
+        .serve_connection(conn, service);
+    let mut serving = pin!(serving);
+    let mut ending = Ending::new(stop);
+    let _ = poll_fn(|cx| {
+        if ending.begins(cx) {
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// Notes once that the server is to stop, without a look at the token's lock at

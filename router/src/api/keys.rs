@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 /// Between two looks at the file: Secrets mounted as volumes change by a swap of
 /// links that no file watch reports.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 
 type Hash = [u8; 32];
 
@@ -42,6 +42,37 @@ pub enum KeysError {
         /// Counted from 1.
         line: usize,
     },
+}
+
+/// The file of the workers' key is no good.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerKeyError {
+    /// It cannot be read.
+    #[error("--worker-key {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It holds no key.
+    #[error("--worker-key {0}: write the key alone into the file, on one line")]
+    NoKey(PathBuf),
+}
+
+/// What workers are to see as `Authorization`, from a file with a key.
+pub(crate) fn worker_key(path: &Path) -> Result<HeaderValue, WorkerKeyError> {
+    let text = std::fs::read_to_string(path).map_err(|source| WorkerKeyError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let key = text.trim();
+    let bearer = HeaderValue::try_from(format!("Bearer {key}"))
+        .ok()
+        .filter(|_| !key.is_empty());
+    let mut bearer = bearer.ok_or_else(|| WorkerKeyError::NoKey(path.to_owned()))?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
 }
 
 impl Keys {

@@ -27,6 +27,7 @@ use crate::refusal::Refusal;
 use crate::request::facts::Facts;
 use crate::request::intake::{Budget, IntakeError, Payload, take_in};
 use crate::server::Api;
+use crate::trace::Tracing;
 
 /// The largest body of the small endpoints.
 const SMALL_BODY: u64 = 64 * 1024;
@@ -45,6 +46,8 @@ pub(crate) struct Gate {
     pub(crate) budget: Arc<Budget>,
     /// Who may call; everybody when absent.
     pub(crate) keys: Option<Keys>,
+    /// Where spans of requests go, if anywhere.
+    pub(crate) tracing: Option<Tracing>,
     /// Whether the web page is served.
     pub(crate) page: bool,
     /// Requests that reach no pool.
@@ -162,27 +165,37 @@ impl Gate {
 
     async fn forward(
         &self,
-        head: http::request::Parts,
+        mut head: http::request::Parts,
         body: Incoming,
         is_llava: bool,
         directory: &Directory,
         id: &HeaderValue,
     ) -> Response<Body> {
         let started = shell::clock::now();
-        let (payload, facts) = match self
-            .take_in(&head.headers, body, self.limits.max_body)
-            .await
-        {
+        let span = self
+            .tracing
+            .as_ref()
+            .map(|tracing| tracing.begin(head.uri.path(), &mut head.headers));
+        let refuse = |refusal: Refusal| {
+            self.meter.answered(refusal.status.as_u16());
+            if let Some(span) = &span {
+                span.answered(refusal.status);
+            }
+            refusal
+        };
+        let taken = self.take_in(&head.headers, body, self.limits.max_body);
+        let (payload, facts) = match taken.await {
             Ok(taken) => taken,
-            Err(refusal) => return self.refuse(refusal),
+            Err(refusal) => return refuse(refusal).into_response(),
         };
         let Some(model) = &facts.model else {
-            return self.refuse(Refusal::missing_model());
+            return refuse(Refusal::missing_model()).into_response();
         };
+        if let Some(span) = &span {
+            span.model(model);
+        }
         let Some(pool) = directory.pool(model) else {
-            let refusal = Refusal::unknown_model(model);
-            self.meter.answered(refusal.status.as_u16());
-            return refused(refusal, is_llava);
+            return refused(refuse(Refusal::unknown_model(model)), is_llava);
         };
         pool.meter.body_bytes.add(payload.len());
         let total = asked_timeout(&head.headers).map_or(self.timeouts.request_timeout, |t| {
@@ -195,6 +208,7 @@ impl Gate {
             uri: path.map(Into::into).unwrap_or_default(),
             headers,
             payload,
+            span,
             is_llava,
             started,
             deadline: started + total,

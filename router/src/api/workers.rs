@@ -30,6 +30,7 @@ struct PoolRow {
 struct WorkerRow {
     name: String,
     uid: String,
+    address: String,
     /// `good`, `stale`, `suspect`, `ejected`, `down`; `leaving` takes no new requests.
     state: &'static str,
     /// The estimate that dispatch compares, in requests of usual size.
@@ -84,6 +85,7 @@ fn row(view: WorkerView, now: Instant) -> WorkerRow {
     WorkerRow {
         name: view.worker.name.clone(),
         uid: view.worker.uid.clone(),
+        address: view.worker.links.target().to_owned(),
         state: view.preference.map_or("leaving", state),
         estimated_queue,
         in_flight: view.own.count,
@@ -94,7 +96,7 @@ fn row(view: WorkerView, now: Instant) -> WorkerRow {
             kv_used: reported.load.kv_used,
             age_seconds: reported.age(now).as_secs_f64(),
         }),
-        picks: view.picks,
+        picks: view.picks.iter().sum(),
         last_error: view.last_error.map(|(at, message)| ErrorRow {
             message,
             seconds_ago: now.saturating_duration_since(at).as_secs_f64(),

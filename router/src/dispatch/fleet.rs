@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
+use http::HeaderValue;
 use protocol::load::Demand;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -21,6 +22,7 @@ use crate::upstream::link::Links;
 pub(crate) struct Fleet {
     rules: Rules,
     pace: Pace,
+    worker_key: Option<HeaderValue>,
     directory: RwLock<Arc<Directory>>,
     workers: Mutex<BTreeMap<String, Tended>>,
     /// Notified when the first request is held for a model without workers.
@@ -55,11 +57,12 @@ impl Directory {
 }
 
 impl Fleet {
-    /// An empty fleet.
-    pub(crate) fn new(rules: Rules, pace: Pace) -> Self {
+    /// An empty fleet. Workers are shown `worker_key`.
+    pub(crate) fn new(rules: Rules, pace: Pace, worker_key: Option<HeaderValue>) -> Self {
         Self {
             rules,
             pace,
+            worker_key,
             directory: RwLock::default(),
             workers: Mutex::default(),
             held: Arc::default(),
@@ -181,7 +184,7 @@ impl Fleet {
     }
 
     fn take_on(&self, uid: &str, record: &WorkerRecord, pool: &Arc<Pool>, now: Instant) -> Tended {
-        let links = Links::new(&record.authority);
+        let links = Links::new(&record.authority, self.worker_key.clone());
         let worker = Arc::new(Worker::new(uid.to_owned(), record.name.clone(), links, now));
         let probe = probe::tend(Arc::clone(&worker), Arc::clone(pool), self.pace);
         Tended {

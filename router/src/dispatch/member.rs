@@ -9,6 +9,7 @@ use protocol::load::{LoadReport, Phase};
 use crate::dispatch::estimate::{Own, Reported};
 use crate::dispatch::health::{Health, Standing};
 use crate::dispatch::pick::Preference;
+use crate::metrics::meter::{PickReason, Reason as _};
 use crate::upstream::link::Links;
 
 /// A Lease not renewed for this long is stale: `leaseDurationSeconds` of workers.
@@ -26,9 +27,9 @@ const MIN_SHARE: f64 = 0.1;
 /// taking the pool's lock.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    /// Identity: the Pod's UID, or the URL in a fixed table.
+    /// Identity: the Pod's UID, or the address in a fixed table.
     pub(crate) uid: String,
-    /// For people: the Pod's name, or the URL.
+    /// For people: the Pod's name, or the address.
     pub(crate) name: String,
     /// The way to it.
     pub(crate) links: Arc<Links>,
@@ -36,6 +37,9 @@ pub(crate) struct Worker {
     heard: AtomicU64,
     down: AtomicBool,
 }
+
+/// How often a worker was picked, by [`PickReason`].
+pub(crate) type Picks = [u64; PickReason::ALL.len()];
 
 /// A worker in a pool.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ pub(crate) struct Member {
     /// Whether the table offers it: ready and not terminating.
     pub(crate) offered: bool,
     /// How often it was picked.
-    pub(crate) picks: u64,
+    pub(crate) picks: Picks,
     /// The last failure, for people.
     pub(crate) last_error: Option<(Instant, String)>,
 }
@@ -112,7 +116,7 @@ impl Member {
             joined: now,
             renewed: None,
             offered: true,
-            picks: 0,
+            picks: Picks::default(),
             last_error: None,
         }
     }
@@ -158,10 +162,10 @@ impl Member {
     }
 
     /// A request goes there.
-    pub(crate) fn sent(&mut self, weight: u64, now: Instant) {
+    pub(crate) fn sent(&mut self, weight: u64, reason: PickReason, now: Instant) {
         self.own.count += 1;
         self.own.weight += weight;
-        self.picks += 1;
+        self.picks[reason.place()] += 1;
         self.unanswered += 1;
         self.unanswered_since.get_or_insert(now);
         if self.health.standing(now) == Standing::Trial {

@@ -1,6 +1,7 @@
 //! Who gets the next request: estimates of queues, the health of workers, the
 //! pool of one model with its waiting room, and the fleet of all pools.
 
+pub(crate) mod admission;
 pub(crate) mod budget;
 pub(crate) mod estimate;
 pub(crate) mod fleet;

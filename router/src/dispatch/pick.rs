@@ -36,18 +36,18 @@ pub(crate) enum Preference {
 }
 
 impl Preference {
-    /// Whether a request rather goes here than waits for a better one.
-    fn beats_waiting(self) -> bool {
+    /// Whether a request rather goes here than waits for a better worker.
+    pub(crate) fn is_trusted(self) -> bool {
         self <= Self::Stale
     }
 }
 
-/// Picks a candidate; `None` when the good ones are full and it is better to wait.
+/// Picks a candidate's place, and tells how far it is trusted; `None` when the good ones are full and it is better to wait.
 pub(crate) fn pick(
     candidates: &[Candidate],
     dispatch: Dispatch,
     rng: &mut impl Rng,
-) -> Option<usize> {
+) -> Option<(usize, Preference)> {
     let best = candidates.iter().map(|c| c.preference).min()?;
     let mut level = best;
     loop {
@@ -58,13 +58,13 @@ pub(crate) fn pick(
             Dispatch::ShortestQueue => least(at_level, rng),
             Dispatch::Lottery => lottery(at_level, rng),
         };
-        if picked.is_some() {
-            return picked;
+        if let Some(index) = picked {
+            return Some((index, level));
         }
         level = candidates
             .iter()
             .map(|c| c.preference)
-            .filter(|p| *p > level && p.beats_waiting())
+            .filter(|p| *p > level && p.is_trusted())
             .min()?;
     }
 }
@@ -123,7 +123,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut tally = vec![0; candidates.len()];
         for _ in 0..3000 {
-            tally[pick(candidates, dispatch, &mut rng).unwrap()] += 1;
+            tally[pick(candidates, dispatch, &mut rng).unwrap().0] += 1;
         }
         tally
     }
@@ -158,7 +158,7 @@ mod tests {
         let mut candidates = [candidate(0, 0.1), candidate(1, 0.2), candidate(2, 0.0)];
         candidates[1].preference = Preference::Stale;
         candidates[2].preference = Preference::Suspect;
-        let mut go = |c: &[Candidate]| pick(c, Dispatch::ShortestQueue, &mut rng);
+        let mut go = |c: &[Candidate]| Some(pick(c, Dispatch::ShortestQueue, &mut rng)?.0);
         assert_eq!(go(&candidates), Some(0));
         candidates[0].has_room = false;
         assert_eq!(go(&candidates), Some(1));

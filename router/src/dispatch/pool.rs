@@ -11,9 +11,8 @@ use crate::args::Dispatch;
 use crate::dispatch::estimate::Own;
 use crate::dispatch::health::{Failure, Standing};
 use crate::dispatch::member::{Member, Worker};
-use crate::dispatch::reservation::{Answered, Reservation, Verdict};
-use crate::dispatch::room::Ticket;
-use crate::dispatch::state::{Found, State, WorkerView};
+use crate::dispatch::reservation::{Answered, Verdict};
+use crate::dispatch::state::{State, WorkerView};
 use crate::metrics::Meter;
 
 /// The weight of the newest figure in running means.
@@ -43,55 +42,9 @@ pub(crate) struct Pool {
     pub(crate) key: String,
     /// Counts and times.
     pub(crate) meter: Meter,
-    rules: Rules,
-    held: Arc<tokio::sync::Notify>,
+    pub(super) rules: Rules,
+    pub(super) held: Arc<tokio::sync::Notify>,
     state: Mutex<State>,
-}
-
-/// A request that asks for a slot.
-#[derive(Debug, Default)]
-pub(crate) struct Ask {
-    /// Its estimated size.
-    pub(crate) tokens: u64,
-    /// Workers that it must not go to.
-    pub(crate) tried: Vec<Arc<Worker>>,
-    /// How long it can wait at most.
-    pub(crate) patience: Duration,
-}
-
-/// The answer to an [`Ask`].
-#[derive(Debug)]
-pub(crate) enum Entry {
-    /// Go.
-    Now(Reservation),
-    /// Wait.
-    Wait(Waiting),
-    /// No.
-    Refused(Shed),
-}
-
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Shed {
-    /// The waiting room is full, or the wait would be longer than the request can wait.
-    Busy {
-        /// When it is worth coming back.
-        retry_after: Duration,
-    },
-    /// The room for requests that wait for a first worker is full.
-    HoldFull,
-    /// Every worker was tried.
-    Exhausted,
-}
-
-/// A place in the waiting room; given up on drop.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pool: Arc<Pool>,
-    ticket: Ticket,
-    reply: tokio::sync::oneshot::Receiver<Reservation>,
-    /// Whether there is no worker at all yet.
-    pub(crate) held: bool,
 }
 
 impl Pool {
@@ -104,43 +57,6 @@ impl Pool {
             rules,
             held,
             state: Mutex::default(),
-        })
-    }
-
-    /// Asks for a slot.
-    pub(crate) fn enter(self: &Arc<Self>, ask: Ask, now: Instant) -> Entry {
-        let mut state = self.lock();
-        let weight = state.usual.weigh(ask.tokens);
-        let is_retry = !ask.tried.is_empty();
-        if state.room.len() == 0 || is_retry {
-            match state.reserve(&self.rules, &ask.tried, weight, now) {
-                Found::Worker(worker) => {
-                    drop(state);
-                    return Entry::Now(Reservation::new(Arc::clone(self), worker, weight, now));
-                }
-                Found::AllTried => return Entry::Refused(Shed::Exhausted),
-                Found::Full | Found::Nobody => {}
-            }
-        }
-        let held = !state.members.iter().any(Member::is_open);
-        let waiting = state.room.len();
-        if held && waiting >= self.rules.max_held {
-            return Entry::Refused(Shed::HoldFull);
-        }
-        let wait = state.expected_wait();
-        if !held && !is_retry && (waiting >= self.rules.max_queued || wait > ask.patience) {
-            return Entry::Refused(Shed::Busy { retry_after: wait });
-        }
-        let (ticket, reply) = state.room.enter(weight, ask.tried, is_retry);
-        drop(state);
-        if held && waiting == 0 {
-            self.held.notify_one();
-        }
-        Entry::Wait(Waiting {
-            pool: Arc::clone(self),
-            ticket,
-            reply,
-            held,
         })
     }
 
@@ -337,55 +253,22 @@ impl Pool {
         self.lock().view(&self.rules, now)
     }
 
-    /// Gives free slots to those who wait. Reservations are handed out with the
-    /// lock released, because one for a waiter that has gone comes back here.
-    fn fill(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
-        if state.room.len() == 0 {
-            return;
-        }
-        let placed = state.place_waiters(&self.rules, now);
-        drop(state);
-        for (waiter, worker) in placed {
-            let reservation = Reservation::new(Arc::clone(self), worker, waiter.weight, now);
-            drop(waiter.reply.send(reservation));
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
-    /// Waits for the slot.
-    pub(crate) async fn slot(&mut self) -> Option<Reservation> {
-        (&mut self.reply).await.ok()
-    }
-}
-
 #[cfg(test)]
-impl Waiting {
-    fn try_slot(&mut self) -> Option<Reservation> {
-        self.reply.try_recv().ok()
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.pool.lock().room.leave(self.ticket);
-    }
-}
-
-#[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use protocol::load::Phase;
 
     use super::*;
-    use crate::dispatch::reservation::Verdict;
+    use crate::dispatch::admission::{Ask, Entry, Waiting};
+    use crate::dispatch::reservation::Reservation;
     use crate::upstream::link::Links;
 
-    fn pool() -> Arc<Pool> {
+    pub(in crate::dispatch) fn pool() -> Arc<Pool> {
         let rules = Rules {
             dispatch: Dispatch::ShortestQueue,
             default_slots: 2,
@@ -397,18 +280,23 @@ mod tests {
         Pool::new("m".to_owned(), rules, Arc::default())
     }
 
-    fn worker(number: u16, now: Instant) -> Arc<Worker> {
+    pub(in crate::dispatch) fn worker(number: u16, now: Instant) -> Arc<Worker> {
         let authority = http::uri::Authority::try_from(format!("127.0.0.1:{number}")).unwrap();
         let name = format!("w{number}");
-        Arc::new(Worker::new(name.clone(), name, Links::new(&authority), now))
+        Arc::new(Worker::new(
+            name.clone(),
+            name,
+            Links::new(&authority, None),
+            now,
+        ))
     }
 
-    fn offer(pool: &Arc<Pool>, workers: &[Arc<Worker>], now: Instant) {
+    pub(in crate::dispatch) fn offer(pool: &Arc<Pool>, workers: &[Arc<Worker>], now: Instant) {
         let offered: Vec<_> = workers.iter().map(|w| (Arc::clone(w), None)).collect();
         pool.set_members(&offered, None, 1, now);
     }
 
-    fn ask() -> Ask {
+    pub(in crate::dispatch) fn ask() -> Ask {
         Ask {
             tokens: 100,
             patience: Duration::from_secs(60),
@@ -416,7 +304,7 @@ mod tests {
         }
     }
 
-    fn load(running: u32, slots: u32, at: u64) -> LoadReport {
+    pub(in crate::dispatch) fn load(running: u32, slots: u32, at: u64) -> LoadReport {
         LoadReport {
             phase: Phase::Serving,
             running,
@@ -424,68 +312,6 @@ mod tests {
             captured_at_ms: at,
             ..LoadReport::default()
         }
-    }
-
-    #[test]
-    fn the_least_loaded_for_its_slots_is_picked() {
-        let now = shell::clock::now();
-        let pool = pool();
-        let workers = [worker(1, now), worker(2, now)];
-        offer(&pool, &workers, now);
-        pool.reported(&workers[0], load(3, 16, 1), Own::default(), now);
-        pool.reported(&workers[1], load(2, 4, 1), Own::default(), now);
-        let Entry::Now(reservation) = pool.enter(ask(), now) else {
-            panic!("there is room");
-        };
-        assert!(Arc::ptr_eq(reservation.worker(), &workers[0]));
-    }
-
-    #[test]
-    fn without_fresh_reports_of_all_only_our_own_count() {
-        let now = shell::clock::now();
-        let pool = pool();
-        let workers = [worker(1, now), worker(2, now)];
-        offer(&pool, &workers, now);
-        pool.reported(&workers[0], load(9, 16, 1), Own::default(), now);
-        let mut held = Vec::new();
-        for _ in 0..4 {
-            let Entry::Now(reservation) = pool.enter(ask(), now) else {
-                break;
-            };
-            held.push(reservation);
-        }
-        let first = held
-            .iter()
-            .filter(|r| Arc::ptr_eq(r.worker(), &workers[0]))
-            .count();
-        assert!(
-            first >= 2,
-            "the report of one was compared with nothing of the other"
-        );
-    }
-
-    #[test]
-    fn a_draining_worker_takes_nothing_new() {
-        let now = shell::clock::now();
-        let pool = pool();
-        let workers = [worker(1, now)];
-        offer(&pool, &workers, now);
-        let mut report = load(0, 4, 1);
-        report.phase = Phase::Draining;
-        pool.reported(&workers[0], report, Own::default(), now);
-        assert!(matches!(pool.enter(ask(), now), Entry::Wait(waiting) if waiting.held));
-    }
-
-    #[test]
-    fn the_first_held_request_is_told_and_the_room_is_bounded() {
-        let now = shell::clock::now();
-        let pool = pool();
-        let waiting: Vec<_> = (0..3).map(|_| pool.enter(ask(), now)).collect();
-        assert!(matches!(waiting[1], Entry::Wait(_)));
-        assert!(matches!(waiting[2], Entry::Refused(Shed::HoldFull)));
-        assert_eq!(pool.demand().waiting, 2);
-        drop(waiting);
-        assert_eq!(pool.demand(), Demand::default());
     }
 
     #[derive(Clone, Debug)]

@@ -11,12 +11,13 @@ use crate::args::Dispatch;
 use crate::dispatch::budget::RetryBudget;
 use crate::dispatch::estimate::{self, Own, Queue, Reported};
 use crate::dispatch::health::{self, Standing};
-use crate::dispatch::member::{Member, Worker};
+use crate::dispatch::member::{Member, Picks, Worker};
 use crate::dispatch::pick::{self, Candidate, Preference};
 use crate::dispatch::pool::Rules;
 use crate::dispatch::replicas::Replicas;
 use crate::dispatch::room::{Placing, Room, Waiter};
 use crate::dispatch::weight::UsualSize;
+use crate::metrics::meter::PickReason;
 
 /// Reports older than this, and than three polls, are not trusted.
 const FRESH: Duration = Duration::from_secs(3);
@@ -69,7 +70,7 @@ pub(crate) struct WorkerView {
     /// Slots.
     pub(crate) slots: u32,
     /// How often it was picked.
-    pub(crate) picks: u64,
+    pub(crate) picks: Picks,
     /// Its last failure.
     pub(crate) last_error: Option<(Instant, String)>,
 }
@@ -108,7 +109,7 @@ impl State {
         now: Instant,
     ) -> Found {
         let mut candidates = std::mem::take(&mut self.scratch);
-        self.candidates(rules, now, &mut candidates);
+        let reports_count = self.candidates(rules, now, &mut candidates);
         let nobody = candidates.is_empty();
         let is_tried = |index: usize| {
             tried
@@ -122,7 +123,7 @@ impl State {
         let picked = pick::pick(&candidates, dispatch, &mut self.rng);
         let all_tried = candidates.is_empty();
         self.scratch = candidates;
-        let Some(index) = picked else {
+        let Some((index, preference)) = picked else {
             return match (nobody, all_tried) {
                 (true, _) => Found::Nobody,
                 (_, true) => Found::AllTried,
@@ -130,7 +131,14 @@ impl State {
             };
         };
         let member = &mut self.members[index];
-        member.sent(weight, now);
+        let reason = match dispatch {
+            _ if member.health.standing(now) == Standing::Trial => PickReason::Trial,
+            _ if !preference.is_trusted() => PickReason::LastResort,
+            Dispatch::Lottery => PickReason::Lottery,
+            Dispatch::ShortestQueue if reports_count => PickReason::Reported,
+            Dispatch::ShortestQueue => PickReason::Own,
+        };
+        member.sent(weight, reason, now);
         Found::Worker(Arc::clone(&member.worker))
     }
 
@@ -207,7 +215,8 @@ impl State {
         self.members.iter().map(view).collect()
     }
 
-    fn candidates(&self, rules: &Rules, now: Instant, out: &mut Vec<Candidate>) {
+    /// Who may take a request, and whether reports count among them.
+    fn candidates(&self, rules: &Rules, now: Instant, out: &mut Vec<Candidate>) -> bool {
         out.clear();
         let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
         let judge_leases = self.judge_leases(now);
@@ -224,7 +233,7 @@ impl State {
         }
         // A worker on trial that nobody would pick for its score still has to be tried.
         let routers = self.replicas.get(now);
-        let trusted = |c: &Candidate| c.preference <= Preference::Stale;
+        let trusted = |c: &Candidate| c.preference.is_trusted();
         let any_trusted = out.iter().any(trusted);
         let reports_count = out
             .iter()
@@ -243,6 +252,7 @@ impl State {
             candidate.has_room =
                 queue.count < u64::from(slots) + u64::from((slots / HEADROOM).max(1));
         }
+        reports_count
     }
 
     /// If all Leases look stale, the API server or our clock is the suspect.

@@ -19,7 +19,7 @@ use crate::dispatch::pool::Pool;
 use crate::dispatch::state::WorkerView;
 use crate::metrics::Meter;
 use crate::metrics::histogram::Histogram;
-use crate::metrics::meter::{Count, PerReason, Reason};
+use crate::metrics::meter::{Count, PerReason, PickReason, Reason};
 use crate::server::Connections;
 use crate::table::record::Discovery;
 
@@ -264,7 +264,18 @@ fn requests(sheet: &mut Sheet<'_, '_>, outside: &Meter) -> fmt::Result {
     sheet.count("request_body_bytes", "Bytes of request bodies", |m| {
         &m.body_bytes
     })?;
-    sheet.reasons("retries", "Retries by cause", "reason", |m| &m.retries)?;
+    sheet.per_pool(
+        "retries",
+        "Retries by cause, and by what came of them",
+        MetricType::Counter,
+        |pool| {
+            let all = pool.meter.retries.all();
+            all.map(|([reason, outcome], count)| {
+                ([("reason", reason), ("outcome", outcome)], as_f64(count))
+            })
+            .collect()
+        },
+    )?;
     sheet.count(
         "retry_budget_exhausted",
         "Retries that had to wait for the budget",
@@ -313,12 +324,21 @@ fn dispatch(sheet: &mut Sheet<'_, '_>, now: Instant) -> fmt::Result {
         now,
         |w| Some(w.reported.as_ref()?.age(now).as_secs_f64()),
     )?;
-    sheet.per_worker(
+    sheet.per_pool(
         "picks",
-        "Requests sent to a worker",
+        "Requests sent to a worker, by what the choice went by",
         MetricType::Counter,
-        now,
-        |w| Some(as_f64(w.picks)),
+        |pool| {
+            let rows = pool.view(now).into_iter().flat_map(|view| {
+                let name = view.worker.name.clone();
+                let picks = PickReason::ALL.iter().zip(view.picks);
+                picks.map(move |((_, reason), count)| {
+                    let labels = [("worker", name.clone()), ("reason", (*reason).to_owned())];
+                    (labels, as_f64(count))
+                })
+            });
+            rows.collect::<Vec<_>>()
+        },
     )?;
     sheet.per_worker(
         "worker_open",
@@ -371,6 +391,16 @@ fn inference_pool(sheet: &mut Sheet<'_, '_>, now: Instant) -> fmt::Result {
         "Share of the KV memory in use, on average",
         gauge,
         |pool| vec![(NO_LABELS, mean(&ready(pool), &kv))],
+    )?;
+    let full = |w: &WorkerView| {
+        let queue = as_f64(w.queue.count) / f64::from(w.slots.max(1));
+        queue.max(kv(w))
+    };
+    sheet.per_pool(
+        "saturation",
+        "How full workers are, on average: the larger of queue per slot and share of the KV memory",
+        gauge,
+        |pool| vec![(NO_LABELS, mean(&ready(pool), &full))],
     )
 }
 

@@ -21,8 +21,8 @@ pub(crate) struct Meter {
     pub(crate) gap: Histogram,
     /// In the waiting room.
     pub(crate) queue_wait: Histogram,
-    /// Retries by cause.
-    pub(crate) retries: PerReason<RetryReason, 4>,
+    /// Retries by cause and by what came of them.
+    pub(crate) retries: PerPair<RetryReason, 4, RetryOutcome, 5>,
     /// Retries that had to wait for the budget.
     pub(crate) retry_budget_waits: Count,
     /// Ejections of workers.
@@ -46,6 +46,13 @@ pub(crate) struct Count(AtomicU64);
 pub(crate) struct PerReason<R, const N: usize> {
     counts: [Count; N],
     of: std::marker::PhantomData<R>,
+}
+
+/// One [`Count`] per pair of values of two small enums.
+#[derive(Debug)]
+pub(crate) struct PerPair<A, const N: usize, B, const M: usize> {
+    rows: [PerReason<B, M>; N],
+    of: std::marker::PhantomData<A>,
 }
 
 /// A small enum that labels a count.
@@ -80,6 +87,38 @@ reasons! {
         Hung => "hung",
         /// The worker answered that it is busy, or a gateway that it is away.
         Busy => "busy",
+    }
+}
+
+reasons! {
+    /// What came of a retry.
+    RetryOutcome {
+        /// The other worker answered.
+        Answered => "answered",
+        /// It failed too.
+        Failed => "failed",
+        /// There was no other worker to ask.
+        NoWorker => "no_worker",
+        /// The budget had no room until the request's time was up.
+        TooLate => "too_late",
+        /// The caller left.
+        Abandoned => "abandoned",
+    }
+}
+
+reasons! {
+    /// What a pick went by.
+    PickReason {
+        /// The shortest estimated queue, by reports of all.
+        Reported => "reported",
+        /// What this router has with each worker, as reports are missing or old.
+        Own => "own",
+        /// A draw.
+        Lottery => "lottery",
+        /// A worker that rested gets one request to show that it is well.
+        Trial => "trial",
+        /// Nothing better was left than a worker that is suspect, ejected or down.
+        LastResort => "last_resort",
     }
 }
 
@@ -158,6 +197,28 @@ impl<R: Reason, const N: usize> PerReason<R, N> {
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.counts.iter().map(Count::get);
         R::ALL.iter().map(|(_, label)| *label).zip(counts)
+    }
+}
+
+impl<A, const N: usize, B, const M: usize> Default for PerPair<A, N, B, M> {
+    fn default() -> Self {
+        Self {
+            rows: std::array::from_fn(|_| PerReason::default()),
+            of: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<A: Reason, const N: usize, B: Reason, const M: usize> PerPair<A, N, B, M> {
+    /// Adds one for this pair.
+    pub(crate) fn up(&self, a: A, b: B) {
+        self.rows[a.place()].up(b);
+    }
+
+    /// The labels and the number of each pair.
+    pub(crate) fn all(&self) -> impl Iterator<Item = ([&'static str; 2], u64)> {
+        let rows = A::ALL.iter().zip(&self.rows);
+        rows.flat_map(|((_, a), row)| row.all().map(move |(b, count)| ([*a, b], count)))
     }
 }
 

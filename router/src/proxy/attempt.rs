@@ -20,9 +20,10 @@ use crate::metrics::meter::RetryReason;
 use crate::proxy::body::Body;
 use crate::proxy::cut::{Cutter, Framing};
 use crate::proxy::headers;
-use crate::proxy::relay::{Relay, RelayPace};
+use crate::proxy::relay::{Relay, RelayPace, Trail};
 use crate::refusal::Refusal;
 use crate::request::intake::Payload;
+use crate::trace::RequestSpan;
 use crate::upstream::exchange::{Answer, send};
 use crate::upstream::link::Link;
 
@@ -41,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) headers: HeaderMap,
     /// The caller's bytes.
     pub(crate) payload: Payload,
+    /// Its span, if spans are sent.
+    pub(crate) span: Option<RequestSpan>,
     /// The framing that a stream has on this path.
     pub(crate) is_llava: bool,
     /// When the request came.
@@ -70,6 +73,9 @@ enum Missed {
 
 /// Tries the worker of `reservation`.
 pub(crate) async fn attempt(job: &Job, mut reservation: Reservation, tries: usize) -> Outcome {
+    if let Some(span) = &job.span {
+        span.sent_to(&reservation.worker().name);
+    }
     match first_bytes(job, &reservation, tries).await {
         Ok((head, first)) if is_busy(head.status) => {
             let load = load_of(&head);
@@ -192,7 +198,7 @@ fn to_worker(job: &Job, worker: &Worker, tries: usize) -> Request<Payload> {
     *request.uri_mut() = job.uri.clone();
     *request.headers_mut() = job.headers.clone();
     let headers = request.headers_mut();
-    headers.insert(header::HOST, worker.links.host());
+    worker.links.address(headers);
     if tries > 0 {
         headers.insert(
             HeaderName::from_static(ours::ATTEMPT),
@@ -275,7 +281,10 @@ fn commit(
                 Cutter::new(framing),
                 first,
                 pace,
-                job.started,
+                Trail {
+                    started: job.started,
+                    span: job.span.clone(),
+                },
             );
             *response.body_mut() = Body::Relay(Box::new(relay));
             response

@@ -7,10 +7,11 @@ use std::time::Duration;
 use http::Response;
 use rand::Rng as _;
 
+use crate::dispatch::admission::{Ask, Entry, Shed};
 use crate::dispatch::member::Worker;
-use crate::dispatch::pool::{Ask, Entry, Pool, Shed};
+use crate::dispatch::pool::Pool;
 use crate::dispatch::reservation::Reservation;
-use crate::metrics::meter::{Phase, ShedReason};
+use crate::metrics::meter::{Phase, RetryOutcome, RetryReason, ShedReason};
 use crate::proxy::attempt::{Job, Outcome, attempt};
 use crate::proxy::body::Body;
 use crate::refusal::Refusal;
@@ -38,6 +39,9 @@ pub(crate) async fn forward(
         Err(refusal) => refusal.status,
     };
     pool.meter.answered(status.as_u16());
+    if let Some(span) = &job.span {
+        span.answered(status);
+    }
     result
 }
 
@@ -48,31 +52,40 @@ async fn attempts(
 ) -> Result<Response<Body>, Refusal> {
     let pool = journey.pool;
     let mut tried: Vec<Arc<Worker>> = Vec::new();
-    let mut last = None;
-    let mut retry = None;
+    // What the caller gets if no other worker does better.
+    let mut last = Err(Refusal::workers_failed());
+    let mut retry: Option<Retry> = None;
     loop {
         journey.phase = Phase::Queued;
-        let Some(reservation) = slot(pool, job, tokens, &tried).await? else {
-            return last.unwrap_or_else(|| Err(Refusal::workers_failed()));
+        let slot = slot(pool, job, tokens, &tried).await;
+        let Ok(Some(reservation)) = slot else {
+            end(retry.take(), RetryOutcome::NoWorker);
+            return slot.and(last);
         };
         let worker = Arc::clone(reservation.worker());
         journey.phase = Phase::FirstByte;
         let outcome = attempt(job, reservation, tried.len()).await;
-        drop(retry.take());
+        let answered = matches!(outcome, Outcome::Answer(_));
+        end(
+            retry.take(),
+            match answered {
+                true => RetryOutcome::Answered,
+                false => RetryOutcome::Failed,
+            },
+        );
         let (reason, response) = match outcome {
             Outcome::Answer(response) => return Ok(response),
             Outcome::TooSlow(code) => return Err(Refusal::too_slow(code)),
             Outcome::Again(reason, response) => (reason, response),
         };
-        last = Some(response.ok_or_else(Refusal::workers_failed));
+        last = response.ok_or_else(Refusal::workers_failed);
         if tried.len() == MAX_RETRIES {
-            return last.unwrap_or_else(|| Err(Refusal::workers_failed()));
+            return last;
         }
         tried.push(worker);
-        pool.meter.retries.up(reason);
-        match permit(pool, job, tried.len()).await {
-            Some(permit) => retry = Some(permit),
-            None => return last.unwrap_or_else(|| Err(Refusal::workers_failed())),
+        retry = permit(pool, job, reason, tried.len()).await;
+        if retry.is_none() {
+            return last;
         }
     }
 }
@@ -123,30 +136,53 @@ async fn slot(
     }
 }
 
-/// A retry that the budget allows; given back on drop.
-struct Permit(Arc<Pool>);
+/// A retry that is wanted, and under way once the budget allows it. However it
+/// ends, it is counted, and its place in the budget is given back.
+struct Retry {
+    pool: Arc<Pool>,
+    reason: RetryReason,
+    outcome: RetryOutcome,
+    has_permit: bool,
+}
 
-impl Drop for Permit {
+impl Drop for Retry {
     fn drop(&mut self) {
-        self.0.finish_retry();
+        if self.has_permit {
+            self.pool.finish_retry();
+        }
+        self.pool.meter.retries.up(self.reason, self.outcome);
+    }
+}
+
+fn end(retry: Option<Retry>, outcome: RetryOutcome) {
+    if let Some(mut retry) = retry {
+        retry.outcome = outcome;
     }
 }
 
 /// Waits for the budget, with a random pause (full jitter) before each look.
-async fn permit(pool: &Arc<Pool>, job: &Job, tries: usize) -> Option<Permit> {
+async fn permit(pool: &Arc<Pool>, job: &Job, reason: RetryReason, tries: usize) -> Option<Retry> {
+    let mut retry = Retry {
+        pool: Arc::clone(pool),
+        reason,
+        outcome: RetryOutcome::Abandoned,
+        has_permit: false,
+    };
     let longest = BACK_OFF * u32::try_from(tries).unwrap_or(1);
     let mut waited = false;
     while shell::clock::now() < job.deadline {
         let pause = longest.mul_f64(rand::rng().random());
         tokio::time::sleep(pause).await;
         if pool.try_retry() {
-            return Some(Permit(Arc::clone(pool)));
+            retry.has_permit = true;
+            return Some(retry);
         }
         if !waited {
             waited = true;
             pool.meter.retry_budget_waits.up();
         }
     }
+    end(Some(retry), RetryOutcome::TooLate);
     None
 }
 

@@ -18,6 +18,7 @@ use crate::dispatch::reservation::Reservation;
 use crate::metrics::meter::Phase;
 use crate::proxy::cut::Cutter;
 use crate::refusal::Refusal;
+use crate::trace::RequestSpan;
 use crate::upstream::exchange::Answer;
 
 /// An answer on its way.
@@ -27,7 +28,7 @@ pub(crate) struct Relay {
     cutter: Cutter,
     next: Option<Bytes>,
     pace: RelayPace,
-    started: Instant,
+    trail: Trail,
     heard: Instant,
     sent: Instant,
     timer: Pin<Box<Sleep>>,
@@ -44,6 +45,15 @@ pub(crate) struct RelayPace {
     pub(crate) deadline: Instant,
 }
 
+/// What is noted of a request when its answer ends.
+#[derive(Debug)]
+pub(crate) struct Trail {
+    /// When it came.
+    pub(crate) started: Instant,
+    /// Its span, if spans are sent.
+    pub(crate) span: Option<RequestSpan>,
+}
+
 impl Relay {
     /// Relays what follows `first`.
     pub(crate) fn new(
@@ -52,7 +62,7 @@ impl Relay {
         mut cutter: Cutter,
         first: Option<Bytes>,
         pace: RelayPace,
-        started: Instant,
+        trail: Trail,
     ) -> Self {
         let now = shell::clock::now();
         let next = first.and_then(|first| cutter.pass(first));
@@ -62,7 +72,7 @@ impl Relay {
             cutter,
             next,
             pace,
-            started,
+            trail,
             heard: now,
             sent: now,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
@@ -174,6 +184,9 @@ impl Relay {
         code: &'static str,
         message: &'static str,
     ) -> Poll<Option<io::Result<Bytes>>> {
+        if let Some(span) = &self.trail.span {
+            span.broken(code);
+        }
         self.end();
         let error = Refusal::stream_broken(code, message);
         let frame = self.cutter.broken(&error, Code::Unreachable);
@@ -186,9 +199,10 @@ impl Relay {
 
     fn end(&mut self) {
         self.answer = None;
-        let took = shell::clock::now().saturating_duration_since(self.started);
+        let took = shell::clock::now().saturating_duration_since(self.trail.started);
         self.reservation.pool().meter.duration.observe(took);
         self.reservation.release();
+        self.trail.span = None;
     }
 }
 
@@ -197,6 +211,9 @@ impl Drop for Relay {
         if self.answer.is_some() {
             let meter = &self.reservation.pool().meter;
             meter.caller_aborts.up(Phase::Stream);
+            if let Some(span) = &self.trail.span {
+                span.broken("caller_left");
+            }
         }
     }
 }

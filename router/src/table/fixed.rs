@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
 use http::uri::Authority;
+use http::{HeaderValue, Uri};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -51,10 +51,14 @@ pub(crate) fn of_one_model(workers: &[Authority], model: &str, now: i64) -> Tabl
 /// Asks the workers for their models and publishes what they say, for ever.
 pub(crate) async fn ask_for_models(
     workers: Vec<Authority>,
+    key: Option<HeaderValue>,
     publish: watch::Sender<Table>,
     created: i64,
 ) {
-    let links: Vec<Arc<Links>> = workers.iter().map(|w| Arc::new(Links::new(w))).collect();
+    let links: Vec<Arc<Links>> = workers
+        .iter()
+        .map(|worker| Arc::new(Links::new(worker, key.clone())))
+        .collect();
     let mut known: Vec<Option<Vec<String>>> = vec![None; workers.len()];
     loop {
         let answers = futures::future::join_all(links.iter().map(models_of)).await;
@@ -83,11 +87,6 @@ pub(crate) async fn ask_for_models(
     }
 }
 
-/// Identity of a fixed worker.
-pub(crate) fn uid(authority: &Authority) -> String {
-    format!("http://{authority}")
-}
-
 fn table(answers: &[(Authority, Vec<String>)], created: i64) -> Table {
     let mut table = Table {
         synced: !answers.is_empty(),
@@ -110,11 +109,11 @@ fn table(answers: &[(Authority, Vec<String>)], created: i64) -> Table {
         }
         let worker = WorkerRecord {
             model: model.clone(),
-            name: uid(authority),
+            name: authority.to_string(),
             authority: authority.clone(),
             lease: None,
         };
-        table.workers.insert(uid(authority), worker);
+        table.workers.insert(authority.to_string(), worker);
     }
     table
 }
@@ -154,7 +153,7 @@ mod tests {
         );
         assert_eq!(table.models["a"].names, ["a", "x"]);
         assert_eq!(table.workers.len(), 3);
-        assert_eq!(table.workers["http://h:3"].model, "b");
+        assert_eq!(table.workers["h:3"].model, "b");
     }
 
     #[test]

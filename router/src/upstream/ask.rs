@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode};
 
 use crate::request::intake::Payload;
 use crate::upstream::exchange::{SendError, send};
@@ -48,7 +48,7 @@ pub(crate) async fn ask(
             };
             let mut request = Request::new(Payload::empty());
             *request.uri_mut() = http::Uri::from_static(path);
-            request.headers_mut().insert(header::HOST, links.host());
+            links.address(request.headers_mut());
             match send(link, links, request).await {
                 Err(error) if error.stale => {}
                 Err(error) => return Err(error.into()),

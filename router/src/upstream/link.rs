@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use http::header;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -38,6 +39,7 @@ pub(crate) struct Link {
 pub(crate) struct Links {
     /// `host:port`, as dialled and as sent in `Host`.
     authority: http::HeaderValue,
+    key: Option<http::HeaderValue>,
     target: String,
     idle: Mutex<Vec<Link>>,
 }
@@ -57,8 +59,9 @@ pub(crate) enum ConnectError {
 }
 
 impl Links {
-    /// The way to `authority`, `host:port`.
-    pub(crate) fn new(authority: &http::uri::Authority) -> Self {
+    /// The way to `authority`, `host:port`, with what its worker wants to see as
+    /// `Authorization`.
+    pub(crate) fn new(authority: &http::uri::Authority, key: Option<http::HeaderValue>) -> Self {
         let target = match authority.port() {
             Some(_) => authority.as_str().to_owned(),
             None => format!("{authority}:80"),
@@ -66,14 +69,23 @@ impl Links {
         Self {
             authority: http::HeaderValue::from_str(authority.as_str())
                 .unwrap_or_else(|_| http::HeaderValue::from_static("worker")),
+            key,
             target,
             idle: Mutex::default(),
         }
     }
 
-    /// For the `Host` header.
-    pub(crate) fn host(&self) -> http::HeaderValue {
-        self.authority.clone()
+    /// Writes the headers that say whom a request is for, and that it may.
+    pub(crate) fn address(&self, headers: &mut http::HeaderMap) {
+        headers.insert(header::HOST, self.authority.clone());
+        if let Some(key) = &self.key {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
+    }
+
+    /// Where it leads, `host:port`.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
     }
 
     /// Whether it leads there.

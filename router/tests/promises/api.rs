@@ -4,7 +4,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::support::client::{ask, chat, request};
-use crate::support::{FakeWorker, router};
+use crate::support::{FakeWorker, eventually, router};
 
 #[tokio::test]
 async fn models_are_listed_and_found() {
@@ -32,11 +32,7 @@ async fn models_are_listed_and_found() {
 async fn with_keys_nothing_but_the_page_is_open() {
     let worker = FakeWorker::start().await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    let hash: String = Sha256::digest("secret")
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    std::fs::write(file.path(), format!("alice {hash}\n")).unwrap();
+    std::fs::write(file.path(), key_line("alice", "secret")).unwrap();
     let flag = format!("--api-keys={}", file.path().display());
     let router = router(&[&worker]).with(&flag).start().await;
     for path in ["/v1/models", "/nothing"] {
@@ -56,6 +52,59 @@ async fn with_keys_nothing_but_the_page_is_open() {
         .insert("authorization", "Bearer secret".parse().unwrap());
     assert_eq!(ask(router.address, with_key).await.status, 200);
     assert!(!worker.last().1.contains_key("authorization"));
+}
+
+fn key_line(name: &str, key: &str) -> String {
+    let digest = Sha256::digest(key);
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{name} {hash}\n")
+}
+
+#[tokio::test]
+async fn keys_are_added_and_withdrawn_while_the_router_runs() {
+    let worker = FakeWorker::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), key_line("alice", "old")).unwrap();
+    let flag = format!("--api-keys={}", file.path().display());
+    let router = router(&[&worker]).with(&flag).start().await;
+    let status_with = async |key: &str| {
+        let mut models = request("GET", "/v1/models", "");
+        let bearer = format!("Bearer {key}").parse().unwrap();
+        models.headers_mut().insert("authorization", bearer);
+        ask(router.address, models).await.status.as_u16()
+    };
+    assert_eq!(
+        (status_with("old").await, status_with("new").await),
+        (200, 401)
+    );
+    std::fs::write(file.path(), key_line("alice", "new")).unwrap();
+    eventually("the new key is valid", async || {
+        status_with("new").await == 200
+    })
+    .await;
+    assert_eq!(status_with("old").await, 401);
+    // A file that makes no sense takes no key away.
+    std::fs::write(file.path(), "alice nonsense\n").unwrap();
+    assert_eq!(status_with("new").await, 200);
+}
+
+#[tokio::test]
+async fn workers_see_the_key_that_they_ask_for_and_not_the_callers() {
+    let worker = FakeWorker::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "worker-secret\n").unwrap();
+    let flag = format!("--worker-key={}", file.path().display());
+    let router = router(&[&worker]).with(&flag).start().await;
+    let mut with_key = chat(&json!({}));
+    let callers = "Bearer callers".parse().unwrap();
+    with_key.headers_mut().insert("authorization", callers);
+    let reply = ask(router.address, with_key).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(
+        reply.headers["x-llava-worker"],
+        worker.address.to_string().as_str()
+    );
+    assert_eq!(worker.last().1["authorization"], "Bearer worker-secret");
 }
 
 #[tokio::test]
@@ -101,6 +150,8 @@ async fn the_admin_port_shows_workers_and_metrics() {
         "llava_router_estimated_queue{",
         "llava_router_report_age_seconds{",
         "llava_router_sheds_total{pool=\"m\",reason=\"queue_full\"} 0",
+        "reason=\"reported\"} 1",
+        "llava_router_retries_total{pool=\"m\",reason=\"busy\",outcome=\"answered\"} 0",
         "llava_router_discovery_workers 1",
         "inference_pool_ready_pods{name=\"m\"} 1",
     ] {

@@ -229,6 +229,11 @@ async fn a_busy_answer_is_tried_elsewhere_and_counts_against_nobody() {
         assert!(reply.headers.contains_key("retry-after"));
     }
     assert_eq!((workers[0].hits(), workers[1].hits()), (2, 2));
+    let failed = r#"reason="busy",outcome="failed""#;
+    assert_eq!(
+        metric(&router, "llava_router_retries_total", failed).await,
+        2.0
+    );
     assert!(rows(&router).await.iter().all(|row| row["state"] == "good"));
 }
 

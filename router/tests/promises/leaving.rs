@@ -60,6 +60,31 @@ async fn leaving_between_two_events_frees_the_slot() {
 }
 
 #[tokio::test]
+async fn resetting_one_stream_of_an_http_2_connection_frees_its_slot_alone() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let stream = TcpStream::connect(router.address).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+        .await
+        .unwrap();
+    let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut sent = chat(&json!({"stream": true, "events": 2, "gap_ms": 60_000}));
+        sent.headers_mut().remove("host");
+        *sent.uri_mut() = "http://router.test/v1/chat/completions".parse().unwrap();
+        streams.push(sender.send_request(sent).await.unwrap());
+    }
+    assert_eq!(in_flight(&router).await, 3);
+    streams.pop();
+    frees_within_limit("a reset stream", &worker, 0).await;
+    assert_eq!(in_flight(&router).await, 2);
+    assert_eq!(worker.left(), 1);
+}
+
+#[tokio::test]
 async fn leaving_the_queue_gives_the_place_to_the_next() {
     let worker = FakeWorker::with_slots(1).await;
     let router = router(&[&worker]).start().await;

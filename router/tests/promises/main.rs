@@ -13,3 +13,4 @@ mod overload;
 mod restart;
 mod streams;
 mod support;
+mod traces;

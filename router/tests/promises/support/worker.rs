@@ -34,6 +34,8 @@ pub(crate) struct Wish {
     pub(crate) status: Option<u16>,
     /// Before the first byte.
     pub(crate) first_ms: u64,
+    /// Wait, in the slot, until the gate is open.
+    pub(crate) gated: bool,
     /// Events of the stream.
     pub(crate) events: Option<usize>,
     /// Before each event but the first.
@@ -68,6 +70,7 @@ pub(crate) struct State {
     lie: Mutex<Option<u32>>,
     draining: AtomicBool,
     frozen: watch::Sender<bool>,
+    gate: watch::Sender<bool>,
     bodies: Mutex<Vec<Bytes>>,
     headers: Mutex<Vec<http::HeaderMap>>,
     clock: AtomicUsize,
@@ -99,6 +102,7 @@ impl FakeWorker {
             lie: Mutex::default(),
             draining: AtomicBool::new(false),
             frozen: watch::Sender::new(false),
+            gate: watch::Sender::new(false),
             bodies: Mutex::default(),
             headers: Mutex::default(),
             clock: AtomicUsize::new(1),
@@ -120,6 +124,11 @@ impl FakeWorker {
     /// Hangs, as a stopped process does: connections stay, nothing moves.
     pub(crate) fn hang(&self) {
         self.state.frozen.send_replace(true);
+    }
+
+    /// Lets gated work go on, or holds it.
+    pub(crate) fn open_gate(&self, open: bool) {
+        self.state.gate.send_replace(open);
     }
 
     /// Takes this many times as long for everything.
@@ -278,6 +287,10 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> 
         ended: false,
         _slot: slot,
     };
+    if wish.gated {
+        let mut gate = state.gate.subscribe();
+        gate.wait_for(|open| *open).await.unwrap();
+    }
     pause(state, wish.first_ms).await;
     if !wish.stream && !is_llava {
         presence.ended = true;

@@ -1,0 +1,202 @@
+//! How a request comes to a slot: at once, after a wait in the room, or not at
+//! all. The wait is bounded in number and time, and whoever would wait longer
+//! than it can is told so at once.
+
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::dispatch::member::{Member, Worker};
+use crate::dispatch::pool::Pool;
+use crate::dispatch::reservation::Reservation;
+use crate::dispatch::room::Ticket;
+use crate::dispatch::state::{Found, State};
+
+/// A request that asks for a slot.
+#[derive(Debug, Default)]
+pub(crate) struct Ask {
+    /// Its estimated size.
+    pub(crate) tokens: u64,
+    /// Workers that it must not go to.
+    pub(crate) tried: Vec<Arc<Worker>>,
+    /// How long it can wait at most.
+    pub(crate) patience: Duration,
+}
+
+/// The answer to an [`Ask`].
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// Go.
+    Now(Reservation),
+    /// Wait.
+    Wait(Waiting),
+    /// No.
+    Refused(Shed),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Shed {
+    /// The waiting room is full, or the wait would be longer than the request can wait.
+    Busy {
+        /// When it is worth coming back.
+        retry_after: Duration,
+    },
+    /// The room for requests that wait for a first worker is full.
+    HoldFull,
+    /// Every worker was tried.
+    Exhausted,
+}
+
+/// A place in the waiting room; given up on drop.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pool: Arc<Pool>,
+    ticket: Ticket,
+    reply: tokio::sync::oneshot::Receiver<Reservation>,
+    /// Whether there is no worker at all yet.
+    pub(crate) held: bool,
+}
+
+impl Pool {
+    /// Asks for a slot.
+    pub(crate) fn enter(self: &Arc<Self>, ask: Ask, now: Instant) -> Entry {
+        let mut state = self.lock();
+        let weight = state.usual.weigh(ask.tokens);
+        let is_retry = !ask.tried.is_empty();
+        if state.room.len() == 0 || is_retry {
+            match state.reserve(&self.rules, &ask.tried, weight, now) {
+                Found::Worker(worker) => {
+                    drop(state);
+                    return Entry::Now(Reservation::new(Arc::clone(self), worker, weight, now));
+                }
+                Found::AllTried => return Entry::Refused(Shed::Exhausted),
+                Found::Full | Found::Nobody => {}
+            }
+        }
+        let held = !state.members.iter().any(Member::is_open);
+        let waiting = state.room.len();
+        if held && waiting >= self.rules.max_held {
+            return Entry::Refused(Shed::HoldFull);
+        }
+        let wait = state.expected_wait();
+        if !held && !is_retry && (waiting >= self.rules.max_queued || wait > ask.patience) {
+            return Entry::Refused(Shed::Busy { retry_after: wait });
+        }
+        let (ticket, reply) = state.room.enter(weight, ask.tried, is_retry);
+        drop(state);
+        if held && waiting == 0 {
+            self.held.notify_one();
+        }
+        Entry::Wait(Waiting {
+            pool: Arc::clone(self),
+            ticket,
+            reply,
+            held,
+        })
+    }
+
+    /// Gives free slots to those who wait. Reservations are handed out with the
+    /// lock released, because one for a waiter that has gone comes back here.
+    pub(super) fn fill(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
+        if state.room.len() == 0 {
+            return;
+        }
+        let placed = state.place_waiters(&self.rules, now);
+        drop(state);
+        for (waiter, worker) in placed {
+            let reservation = Reservation::new(Arc::clone(self), worker, waiter.weight, now);
+            drop(waiter.reply.send(reservation));
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits for the slot.
+    pub(crate) async fn slot(&mut self) -> Option<Reservation> {
+        (&mut self.reply).await.ok()
+    }
+}
+
+#[cfg(test)]
+impl Waiting {
+    pub(super) fn try_slot(&mut self) -> Option<Reservation> {
+        self.reply.try_recv().ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.pool.lock().room.leave(self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::load::{Demand, Phase};
+
+    use super::*;
+    use crate::dispatch::estimate::Own;
+    use crate::dispatch::pool::tests::{ask, load, offer, pool, worker};
+
+    #[test]
+    fn the_least_loaded_for_its_slots_is_picked() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now), worker(2, now)];
+        offer(&pool, &workers, now);
+        pool.reported(&workers[0], load(3, 16, 1), Own::default(), now);
+        pool.reported(&workers[1], load(2, 4, 1), Own::default(), now);
+        let Entry::Now(reservation) = pool.enter(ask(), now) else {
+            panic!("there is room");
+        };
+        assert!(Arc::ptr_eq(reservation.worker(), &workers[0]));
+    }
+
+    #[test]
+    fn without_fresh_reports_of_all_only_our_own_count() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now), worker(2, now)];
+        offer(&pool, &workers, now);
+        pool.reported(&workers[0], load(9, 16, 1), Own::default(), now);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let Entry::Now(reservation) = pool.enter(ask(), now) else {
+                break;
+            };
+            held.push(reservation);
+        }
+        let first = held
+            .iter()
+            .filter(|r| Arc::ptr_eq(r.worker(), &workers[0]))
+            .count();
+        assert!(
+            first >= 2,
+            "the report of one was compared with nothing of the other"
+        );
+    }
+
+    #[test]
+    fn a_draining_worker_takes_nothing_new() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now)];
+        offer(&pool, &workers, now);
+        let mut report = load(0, 4, 1);
+        report.phase = Phase::Draining;
+        pool.reported(&workers[0], report, Own::default(), now);
+        assert!(matches!(pool.enter(ask(), now), Entry::Wait(waiting) if waiting.held));
+    }
+
+    #[test]
+    fn the_first_held_request_is_told_and_the_room_is_bounded() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let waiting: Vec<_> = (0..3).map(|_| pool.enter(ask(), now)).collect();
+        assert!(matches!(waiting[1], Entry::Wait(_)));
+        assert!(matches!(waiting[2], Entry::Refused(Shed::HoldFull)));
+        assert_eq!(pool.demand().waiting, 2);
+        drop(waiting);
+        assert_eq!(pool.demand(), Demand::default());
+    }
+}
