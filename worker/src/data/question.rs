@@ -62,18 +62,18 @@ impl QuestionKind {
         Self::Describe,
     ];
 
-    /// How often training asks this kind. Look-ups by outline (the colour of the star) are
-    /// learned last and weigh most; yes and no weigh the same. A description teaches with
-    /// thirty words where the others have two, so a few are enough.
+    /// How often training asks this kind. Look-ups (the colour of the star) weigh
+    /// more because they are learned last; yes and no weigh the same.
     fn weight(self) -> u32 {
         match self {
-            Self::What | Self::Shape | Self::Count => 8,
-            Self::Colour => 22,
-            Self::IsThereYes => 14,
-            Self::IsThereNo | Self::IsThereHard => 7,
-            Self::Where => 16,
-            Self::Size => 12,
-            Self::Describe => 5,
+            Self::What => 10,
+            Self::Colour | Self::Shape => 15,
+            Self::Count => 8,
+            Self::IsThereYes => 12,
+            Self::IsThereNo | Self::IsThereHard => 6,
+            Self::Where => 11,
+            Self::Size => 8,
+            Self::Describe => 10,
         }
     }
 
