@@ -88,6 +88,6 @@ pub mod reason {
     pub const DRAINING: &str = "Draining";
     /// The worker ended by itself.
     pub const COMPLETED: &str = "Completed";
-    /// The Lease is not renewed although the Pod looks well.
+    /// The Lease is not renewed, although the Pod looks well or its node does not say otherwise.
     pub const HEARTBEAT_LOST: &str = "HeartbeatLost";
 }

@@ -37,8 +37,8 @@ pub const ROUTER: &str = "llava-router";
 /// The worker's container in its Pod.
 pub const WORKER_CONTAINER: &str = "worker";
 
-/// What a LlavaDeployment's Service, PodDisruptionBudget, ServiceAccount, Role
-/// and RoleBinding are named.
+/// What a LlavaDeployment's Service, PodDisruptionBudget, ServiceAccount, Role,
+/// RoleBinding and NetworkPolicy are named.
 #[must_use]
 pub fn child_name(deployment: &str) -> String {
     format!("{deployment}-workers")

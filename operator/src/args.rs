@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use shell::args::ShellArgs;
 
 use crate::run::Candidate;
@@ -40,6 +41,10 @@ pub struct Args {
     #[arg(long, env = "LLAVA_ALLOW_HOST_PATH")]
     pub allow_host_path: bool,
 
+    /// Rules of the NetworkPolicy that each LlavaDeployment's workers get, as the `spec` of one in JSON; without it they get none
+    #[arg(long, env = "LLAVA_WORKER_NETWORK_POLICY", value_name = "JSON", value_parser = network_policy)]
+    pub worker_network_policy: Option<NetworkPolicySpec>,
+
     /// How long a surge worker may find no room before an old worker goes first
     #[arg(long, default_value = "15s", value_name = "DURATION")]
     pub surge_patience: crds::duration::Duration,
@@ -69,6 +74,10 @@ pub struct Args {
     pub pod_namespace: Option<String>,
 }
 
+fn network_policy(text: &str) -> Result<NetworkPolicySpec, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
 impl Args {
     /// What shapes reconciliation. `here` is the namespace that the client is in.
     #[must_use]
@@ -86,6 +95,7 @@ impl Args {
             url: self.url.clone(),
             worker_image: self.worker_image.clone(),
             allow_host_path: self.allow_host_path,
+            worker_network_policy: self.worker_network_policy.clone(),
             surge_patience: self.surge_patience.get(),
             call_timeout: self.call_timeout.get().max(Duration::from_millis(1)),
             concurrency: self.concurrency.max(1),

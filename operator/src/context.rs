@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use kube::ResourceExt;
+
 use crate::backoff::{Backoff, REPLACE, RETRY};
 use crate::deployment::memory::Memory;
 use crate::effects::Effects;
+use crate::expectations::Versions;
 use crate::key::Key;
 use crate::metrics::Metrics;
+use crate::pace::Paces;
 use crate::settings::Settings;
 use crate::world::World;
 
@@ -26,8 +30,11 @@ pub struct Context {
     pub retries: Backoff<(&'static str, Key)>,
     /// Workers that ended, by deployment.
     pub replacements: Backoff<Key>,
+    /// When statuses are written.
+    pub paces: Paces,
+    /// Statuses that the caches may not show yet.
+    pub versions: Versions,
     memories: Mutex<HashMap<Key, Memory>>,
-    load_written: Mutex<HashMap<String, Instant>>,
 }
 
 impl Context {
@@ -41,8 +48,9 @@ impl Context {
             settings,
             retries: Backoff::new(RETRY),
             replacements: Backoff::new(REPLACE),
+            paces: Paces::default(),
+            versions: Versions::default(),
             memories: Mutex::default(),
-            load_written: Mutex::default(),
         }
     }
 
@@ -57,19 +65,20 @@ impl Context {
         self.replacements.forget(deployment);
     }
 
-    /// When the status of the object with this UID was last written.
-    #[must_use]
-    pub fn load_written(&self, uid: &str) -> Option<Instant> {
-        lock(&self.load_written).get(uid).copied()
+    /// Whether the cached object lacks the status that was last written to it.
+    pub fn is_behind(&self, cached: &impl ResourceExt) -> bool {
+        let uid = cached.uid().unwrap_or_default();
+        let version = cached.resource_version();
+        self.versions
+            .is_behind(&uid, version.as_deref(), shell::clock::now())
     }
 
-    /// The status of the object with this UID was written.
-    pub fn wrote_load(&self, uid: &str, now: Instant) {
-        let mut written = lock(&self.load_written);
-        written.retain(|_, when| {
-            now.saturating_duration_since(*when) < crate::worker::report::LOAD_PERIOD
-        });
-        written.insert(uid.to_owned(), now);
+    /// A status was written; `written` is the API server's answer.
+    pub fn wrote_status(&self, written: &impl ResourceExt, now: Instant) {
+        let uid = written.uid().unwrap_or_default();
+        let version = written.resource_version();
+        self.versions.wrote(&uid, version.as_deref(), now);
+        self.paces.wrote(&uid, now);
     }
 }
 

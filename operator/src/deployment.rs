@@ -4,10 +4,12 @@ pub mod apply;
 pub mod check;
 pub mod child;
 pub mod memory;
+pub mod news;
 pub mod observe;
 pub mod plan;
 pub mod report;
 pub mod scale;
+mod worst;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +17,13 @@ use std::time::Duration;
 use crds::name::{FIELD_MANAGER, WORKER, label};
 use crds::worker::LlavaWorkerSpec;
 use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 
-use self::apply::{ApplyError, Planned, Step};
+use self::apply::Planned;
 use self::check::{Checked, Wish, share};
 use self::observe::Observed;
 use self::plan::{Goal, Member, Plan};
@@ -28,8 +31,9 @@ use self::scale::Reading;
 use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
+use crate::pace::Verdict;
 use crate::revision::worker_name;
-use crate::worker::report::Verdict;
+use crate::step::{Step, StepError};
 
 /// Name of the kind in metrics.
 pub const KIND: &str = "LlavaDeployment";
@@ -45,7 +49,7 @@ pub enum DeploymentError {
     Effect(#[from] EffectError),
     /// A child could not be written.
     #[error(transparent)]
-    Apply(#[from] ApplyError),
+    Step(#[from] StepError),
 }
 
 /// Brings one deployment's workers to be, and tells how it goes.
@@ -61,7 +65,7 @@ pub async fn reconcile(
         context.forget(&key);
         return Ok(Action::await_change());
     }
-    if !observe::caught_up(&key, context).await? {
+    if context.is_behind(&*deployment) || !observe::caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
         return Ok(Action::requeue(WAIT));
     }
@@ -70,8 +74,8 @@ pub async fn reconcile(
         Ok(checked) => checked, // pure
         Err(refusal) => {
             let status = report::refused(&observed, &refusal);
-            tell(&observed, &status, context).await?;
-            return Ok(Action::await_change());
+            let later = tell(&observed, &status, context).await?;
+            return Ok(later.map_or_else(Action::await_change, Action::requeue));
         }
     };
     let goal = goal(&observed, &checked, context);
@@ -81,7 +85,8 @@ pub async fn reconcile(
         .map(|(_, member)| member.clone())
         .collect();
     let plan = plan::plan(&members, &goal); // pure
-    let planned = children(&observed, &checked, &goal, &plan); // pure
+    let rules = context.settings.worker_network_policy.as_ref();
+    let planned = children(&observed, &checked, &goal, &plan, rules); // pure
     let applied = apply::apply(
         planned,
         &observed.deployment,
@@ -174,7 +179,13 @@ fn reading(observed: &Observed) -> Reading {
 }
 
 /// The plan in objects.
-fn children(observed: &Observed, checked: &Checked, goal: &Goal, plan: &Plan) -> Planned {
+fn children(
+    observed: &Observed,
+    checked: &Checked,
+    goal: &Goal,
+    plan: &Plan,
+    rules: Option<&NetworkPolicySpec>,
+) -> Planned {
     let deployment = &*observed.deployment;
     let uid = deployment.uid().unwrap_or_default();
     let found = &observed.children;
@@ -221,6 +232,14 @@ fn children(observed: &Observed, checked: &Checked, goal: &Goal, plan: &Plan) ->
             found.budget.as_deref(),
             &uid,
         ),
+        policy: match rules {
+            Some(rules) => Step::towards(
+                child::policy::policy(deployment, rules),
+                found.policy.as_deref(),
+                &uid,
+            ),
+            None => Step::without(found.policy.as_deref(), &uid),
+        },
         create: plan
             .create
             .iter()
@@ -293,7 +312,8 @@ async fn tell(
     let uid = deployment.uid().unwrap_or_default();
     let before = deployment.status.as_ref();
     let now = observed.now.monotonic;
-    match report::verdict(before, status, context.load_written(&uid), now) {
+    let change = news::change(before, status);
+    match context.paces.judge(&uid, change, now) {
         Verdict::Same => Ok(None),
         Verdict::Later(wait) => Ok(Some(wait)),
         Verdict::Write => {
@@ -302,11 +322,11 @@ async fn tell(
                 .report::<LlavaDeployment, _>(&observed.key, &uid, status)
                 .await;
             match wrote {
-                Err(error) if !error.is_gone() && !error.is_conflict() => return Err(error),
-                _ => {}
+                Ok(written) => context.wrote_status(&written, now),
+                Err(error) if error.is_gone() || error.is_conflict() => return Ok(None),
+                Err(error) => return Err(error),
             }
-            context.wrote_load(&uid, now);
-            for event in report::events(before, status) {
+            for event in news::events(before, status) {
                 context.effects.tell(&**deployment, event).await;
             }
             Ok(None)

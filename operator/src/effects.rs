@@ -1,9 +1,10 @@
 //! Everything that the operator writes goes through here: under a timeout,
 //! only while the claim to lead holds, counted by verb and kind.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crds::name::FIELD_MANAGER;
 use k8s_openapi::NamespaceResourceScope;
@@ -20,6 +21,22 @@ use serde_json::json;
 use crate::key::Key;
 use crate::leader::Claim;
 use crate::metrics::{Metrics, Verb};
+
+tokio::task_local! {
+    /// The first write of the reconciliation that runs is still to come: of which
+    /// kind it is, and when the event came that it answers.
+    static ASKED: Cell<Option<(&'static str, Instant)>>;
+}
+
+/// Runs a reconciliation so that its first write tells how late it came.
+pub async fn answering<T>(
+    kind: &'static str,
+    asked: Option<Instant>,
+    work: impl Future<Output = T>,
+) -> T {
+    let asked = asked.map(|asked| (kind, asked));
+    ASKED.scope(Cell::new(asked), work).await
+}
 
 /// The API server as the controllers see it.
 #[derive(Clone)]
@@ -298,6 +315,11 @@ impl Effects {
         let done = self
             .within(verb.as_str(), kind.to_string(), key, call)
             .await;
+        if let Ok(Some((of, asked))) = ASKED.try_with(Cell::take) {
+            let now = shell::clock::now();
+            self.metrics
+                .reacted(of, now.saturating_duration_since(asked));
+        }
         match &done {
             Ok(_) => {
                 self.metrics.wrote(verb, &kind);

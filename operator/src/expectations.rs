@@ -95,9 +95,67 @@ impl Expectations {
     }
 }
 
+/// The versions that our own statuses gave to objects, by UID, until the cache
+/// shows them. A status computed from an older one would be written, and its
+/// Events told, a second time.
+#[derive(Debug, Default)]
+pub struct Versions {
+    written: Mutex<HashMap<String, (u64, Instant)>>,
+}
+
+impl Versions {
+    /// A status was written and the object has this version now.
+    pub fn wrote(&self, uid: &str, version: Option<&str>, now: Instant) {
+        let Some(version) = version.and_then(number) else {
+            return;
+        };
+        let mut all = self.lock();
+        // Nobody asks any more for those whose objects are gone.
+        all.retain(|_, (_, since)| now.saturating_duration_since(*since) < PATIENCE);
+        all.insert(uid.to_owned(), (version, now));
+    }
+
+    /// Whether a cached object of this version is older than our own last status.
+    pub fn is_behind(&self, uid: &str, version: Option<&str>, now: Instant) -> bool {
+        let mut all = self.lock();
+        let Some((written, since)) = all.get(uid) else {
+            return false;
+        };
+        // A store that was restored from a copy counts from an earlier version on.
+        let overdue = now.saturating_duration_since(*since) >= PATIENCE;
+        let behind = !overdue && version.and_then(number).is_some_and(|seen| seen < *written);
+        if !behind {
+            all.remove(uid);
+        }
+        behind
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u64, Instant)>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Versions of one kind can be compared as numbers (KEP-5504).
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_lacks_our_last_status_is_behind_until_it_shows_it_or_has_had_its_time() {
+        let versions = Versions::default();
+        let now = shell::clock::now();
+        assert!(!versions.is_behind("u", Some("7"), now));
+        versions.wrote("u", Some("9"), now);
+        assert!(versions.is_behind("u", Some("8"), now));
+        assert!(!versions.is_behind("u", Some("9"), now));
+        assert!(!versions.is_behind("u", Some("8"), now), "it was seen once");
+        versions.wrote("u", Some("10"), now);
+        assert!(!versions.is_behind("u", Some("8"), now + PATIENCE));
+    }
 
     #[test]
     fn a_write_holds_plans_back_until_it_was_seen() {

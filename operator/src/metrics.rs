@@ -105,7 +105,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "reaction",
-            "Time from the first event that asks for a reconciliation to its first write, by kind",
+            "Time from the first event that asks for a reconciliation to the answer to its first write, by kind",
             Unit::Seconds,
             metrics.reaction.clone(),
         );
@@ -144,7 +144,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// A reconciliation did its first write this long after it was asked for.
+    /// The first write of a reconciliation was answered this long after it was asked for.
     pub fn reacted(&self, kind: &'static str, after: Duration) {
         self.reaction
             .get_or_create(&Kind { kind })

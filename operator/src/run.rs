@@ -17,7 +17,7 @@ use shell::readiness::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::effects::Effects;
+use crate::effects::{Effects, answering};
 use crate::key::Key;
 use crate::leader::{Claim, Election};
 use crate::metrics::Metrics;
@@ -239,12 +239,7 @@ where
     E: fmt::Display,
 {
     let start = shell::clock::now();
-    if let Some(asked) = queue.take_asked(&key) {
-        context
-            .metrics
-            .reacted(kind, start.saturating_duration_since(asked));
-    }
-    let done = work.await;
+    let done = answering(kind, queue.take_asked(&key), work).await;
     let took = shell::clock::now().saturating_duration_since(start);
     context.metrics.reconciled(kind, took, done.is_err());
     if done.is_ok() {

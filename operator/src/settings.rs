@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
+
 use crate::world::Scope;
 
 /// Everything that shapes reconciliation.
@@ -17,6 +19,8 @@ pub struct Settings {
     pub worker_image: Option<String>,
     /// Whether sources may be directories of the node.
     pub allow_host_path: bool,
+    /// Who may reach workers and whom they may reach; everybody when absent.
+    pub worker_network_policy: Option<NetworkPolicySpec>,
     /// How long a surge worker may find no room before an old one goes first.
     pub surge_patience: Duration,
     /// How long one call of the API server may take.

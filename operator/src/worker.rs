@@ -3,6 +3,8 @@
 pub mod apply;
 pub mod diagnose;
 pub mod lease;
+pub mod life;
+pub mod news;
 pub mod observe;
 pub mod plan;
 pub mod pod;
@@ -20,16 +22,20 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use self::diagnose::Life;
-use self::report::Verdict;
+use self::life::Life;
 use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
 use crate::now::Now;
+use crate::pace::Verdict;
+use crate::step::StepError;
 use crate::world::Worker;
 
 /// Name of the kind in metrics.
 pub const KIND: &str = "LlavaWorker";
+
+/// When to look again at what no event tells of.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// How often a worker whose Pod does not come up is looked at without an event:
 /// some causes show in other objects alone.
@@ -41,6 +47,9 @@ pub enum WorkerError {
     /// The API server could not be asked, or refused.
     #[error(transparent)]
     Effect(#[from] EffectError),
+    /// The Lease or the Pod could not be written.
+    #[error(transparent)]
+    Step(#[from] StepError),
     /// The template is no Pod.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
@@ -52,16 +61,16 @@ pub enum WorkerError {
 /// When it has to be tried again.
 pub async fn reconcile(worker: Arc<LlavaWorker>, context: &Context) -> Result<Action, WorkerError> {
     let key = Key::of(&*worker);
-    if !caught_up(&key, context).await? {
+    if context.is_behind(&*worker) || !caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Action::requeue(Duration::from_secs(1)));
+        return Ok(Action::requeue(WAIT));
     }
     let observed = observe::observe(worker, &context.world, &context.effects).await?; // client
     if observed.life == Life::Unseen {
-        return Ok(Action::requeue(Duration::from_secs(1)));
+        return Ok(Action::requeue(WAIT));
     }
     let planned = plan::plan(&observed)?; // pure
-    let applied = apply::apply(planned, &key, &context.world, &context.effects).await; // client
+    let applied = apply::apply(planned, &observed.worker, &context.world, &context.effects).await; // client
     let now = Now::read();
     let status = report::status(&observed, &applied, &now); // pure
     let next = tell(&observed, &status, &now, context).await?; // client
@@ -69,6 +78,7 @@ pub async fn reconcile(worker: Arc<LlavaWorker>, context: &Context) -> Result<Ac
         // A namespace that is being deleted takes everything with it.
         Some(error) if error.is_gone() => Ok(Action::await_change()),
         Some(error) => Err(error.into()),
+        None if applied.wait => Ok(Action::requeue(WAIT)),
         None => Ok(next),
     }
 }
@@ -83,7 +93,8 @@ async fn tell(
     let worker = &observed.worker;
     let uid = worker.uid().unwrap_or_default();
     let before = worker.status.as_ref();
-    match report::verdict(before, status, context.load_written(&uid), now.monotonic) {
+    let change = news::change(before, status);
+    match context.paces.judge(&uid, change, now.monotonic) {
         Verdict::Later(wait) => return Ok(Action::requeue(wait)),
         Verdict::Same => {}
         Verdict::Write => {
@@ -92,14 +103,13 @@ async fn tell(
                 .report::<LlavaWorker, _>(&observed.key, &uid, status)
                 .await;
             match wrote {
-                Ok(_) => {}
+                Ok(written) => context.wrote_status(&written, now.monotonic),
                 Err(error) if error.is_gone() || error.is_conflict() => {
                     return Ok(Action::await_change());
                 }
                 Err(error) => return Err(error),
             }
-            context.wrote_load(&uid, now.monotonic);
-            if let Some(event) = report::event(before, status) {
+            if let Some(event) = news::event(before, status) {
                 context.effects.tell(&**worker, event).await;
             }
         }

@@ -14,6 +14,7 @@ use futures::channel::mpsc;
 use futures::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::core::DeserializeGuard;
@@ -27,6 +28,7 @@ use crate::demand::Demands;
 use crate::expectations::Expectations;
 use crate::heartbeat::{Change, Heartbeats};
 use crate::key::Key;
+use crate::names::Names;
 
 /// A LlavaDeployment that may not be readable.
 pub type Deployment = DeserializeGuard<LlavaDeployment>;
@@ -55,6 +57,8 @@ pub struct World {
     pub leases: Store<Lease>,
     /// Headless Services of ours.
     pub services: Store<Service>,
+    /// NetworkPolicies of ours.
+    pub policies: Store<NetworkPolicy>,
     /// PodDisruptionBudgets of ours.
     pub budgets: Store<PodDisruptionBudget>,
     /// ServiceAccounts of ours.
@@ -63,6 +67,8 @@ pub struct World {
     pub roles: Store<Role>,
     /// RoleBindings of ours.
     pub bindings: Store<RoleBinding>,
+    worker_names: Mutex<Names>,
+    pod_names: Mutex<Names>,
     heartbeats: Mutex<Heartbeats>,
     demands: Mutex<Demands>,
     /// Writes of the deployment controller.
@@ -132,6 +138,7 @@ impl World {
         let (pods, pods_writer) = reflector::store();
         let (leases, leases_writer) = reflector::store();
         let (services, services_writer) = reflector::store();
+        let (policies, policies_writer) = reflector::store();
         let (budgets, budgets_writer) = reflector::store();
         let (accounts, accounts_writer) = reflector::store();
         let (roles, roles_writer) = reflector::store();
@@ -144,10 +151,13 @@ impl World {
             pods,
             leases,
             services,
+            policies,
             budgets,
             accounts,
             roles,
             bindings,
+            worker_names: Mutex::default(),
+            pod_names: Mutex::default(),
             heartbeats: Mutex::default(),
             demands: Mutex::default(),
             worker_writes: Expectations::default(),
@@ -199,6 +209,12 @@ impl World {
             )),
             Box::pin(follow(
                 at(scope, &managed),
+                Some(policies_writer),
+                world.clone(),
+                Self::saw_child::<NetworkPolicy>,
+            )),
+            Box::pin(follow(
+                at(scope, &managed),
                 Some(budgets_writer),
                 world.clone(),
                 Self::saw_child::<PodDisruptionBudget>,
@@ -238,6 +254,7 @@ impl World {
             self.pods.wait_until_ready(),
             self.leases.wait_until_ready(),
             self.services.wait_until_ready(),
+            self.policies.wait_until_ready(),
             self.budgets.wait_until_ready(),
             self.accounts.wait_until_ready(),
             self.roles.wait_until_ready(),
@@ -268,14 +285,22 @@ impl World {
     /// The workers that name this deployment and can be read.
     pub fn workers_of(&self, deployment: &Key) -> Vec<Arc<Worker>> {
         let ours = |worker: &Worker| {
-            worker.0.as_ref().is_ok_and(|worker| {
-                worker.spec.deployment == deployment.name
-                    && worker.metadata.namespace.as_deref() == Some(&deployment.namespace)
-            })
+            let named = |worker: &LlavaWorker| worker.spec.deployment == deployment.name;
+            worker.0.as_ref().is_ok_and(named)
         };
-        let mut all = self.workers.state();
-        all.retain(|worker| ours(worker));
-        all
+        let names = lock(&self.worker_names).of(deployment);
+        let reference = |key: &Key| ObjectRef::new(&key.name).within(&key.namespace);
+        let found = names.iter().map(reference);
+        found
+            .filter_map(|reference| self.workers.get(&reference))
+            .filter(|worker| ours(worker))
+            .collect()
+    }
+
+    /// Names of Pods that begin like this deployment's, whoever they belong to.
+    pub fn pod_names_of(&self, deployment: &Key) -> Vec<String> {
+        let names = lock(&self.pod_names).of(deployment);
+        names.into_iter().map(|key| key.name).collect()
     }
 
     fn saw_deployment(&self, deployment: &Deployment, gone: bool) {
@@ -297,12 +322,20 @@ impl World {
         }
         if gone {
             self.pod_writes.forget(&key);
+            lock(&self.worker_names).delete(&key);
+        } else {
+            lock(&self.worker_names).apply(key.clone());
         }
         self.worker_queue.push(&key);
     }
 
     fn saw_pod(&self, pod: &Pod, gone: bool) {
         let key = Key::of(pod);
+        if gone {
+            lock(&self.pod_names).delete(&key);
+        } else {
+            lock(&self.pod_names).apply(key.clone());
+        }
         let ending = gone || pod.metadata.deletion_timestamp.is_some();
         self.pod_writes
             .saw(&key, &pod.uid().unwrap_or_default(), ending);
@@ -356,6 +389,10 @@ impl World {
 
     /// After a new list: what vanished meanwhile left no event, so everybody looks again.
     fn listed(&self) {
+        let keys = |workers: Vec<Arc<Worker>>| workers.into_iter().map(|worker| Key::of(&*worker));
+        lock(&self.worker_names).reset(keys(self.workers.state()));
+        let pods = self.pods.state();
+        lock(&self.pod_names).reset(pods.iter().map(|pod| Key::of(&**pod)));
         for deployment in self.deployments.state() {
             self.deployment_queue.push(&Key::of(&*deployment));
         }

@@ -4,12 +4,17 @@
 use std::time::Duration;
 
 use crds::definition::definitions;
+use crds::name::label;
 use crds::{LlavaDeployment, LlavaDeploymentStatus};
+use http::Method;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Client, ResourceExt};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource, ResourceExt};
 use llava_operator::metrics::Metrics;
-use llava_operator::run::run;
+use llava_operator::run::{Candidate, run};
 use llava_operator::settings::Settings;
 use llava_operator::world::Scope;
 use prometheus_client::registry::Registry;
@@ -41,8 +46,21 @@ impl Operator {
         namespace: Option<&str>,
         faults: Faults,
     ) -> anyhow::Result<Self> {
+        Self::with(cluster, settings(namespace), None, faults).await
+    }
+
+    /// Starts one with these settings, and with an election if it is a candidate.
+    ///
+    /// # Errors
+    /// When the cluster cannot be reached.
+    pub async fn with(
+        cluster: &Cluster,
+        settings: Settings,
+        candidate: Option<Candidate>,
+        faults: Faults,
+    ) -> anyhow::Result<Self> {
         let client = cluster.client_with(&faults).await?;
-        let task = tokio::spawn(serve(client, settings(namespace)));
+        let task = tokio::spawn(serve(client, settings, candidate));
         Ok(Self { task, faults })
     }
 
@@ -54,13 +72,13 @@ impl Operator {
     }
 }
 
-async fn serve(client: Client, settings: Settings) {
+async fn serve(client: Client, settings: Settings, candidate: Option<Candidate>) {
     let metrics = Metrics::register(&mut Registry::default());
     let readiness = Readiness::default();
     let ended = run(
         client,
         settings,
-        None,
+        candidate,
         &readiness,
         metrics,
         CancellationToken::new(),
@@ -70,7 +88,9 @@ async fn serve(client: Client, settings: Settings) {
     }
 }
 
-fn settings(namespace: Option<&str>) -> Settings {
+/// What an operator of the tests is told: little patience, and one image.
+#[must_use]
+pub fn settings(namespace: Option<&str>) -> Settings {
     Settings {
         scope: namespace.map_or(Scope::Cluster, |namespace| {
             Scope::Namespace(namespace.to_owned())
@@ -79,9 +99,124 @@ fn settings(namespace: Option<&str>) -> Settings {
         url: None,
         worker_image: Some(WORKER_IMAGE.to_owned()),
         allow_host_path: false,
+        worker_network_policy: None,
         surge_patience: Duration::from_secs(2),
         call_timeout: Duration::from_secs(10),
         concurrency: 8,
+    }
+}
+
+/// A cluster of fake nodes with both kinds and an operator for all namespaces.
+#[derive(Debug)]
+pub struct Scene {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The operator.
+    pub operator: Operator,
+}
+
+impl Scene {
+    /// Starts it with so many nodes of eight GPUs each.
+    ///
+    /// # Errors
+    /// When the cluster does not come up.
+    pub async fn start(nodes: u16) -> anyhow::Result<Self> {
+        let cluster = Cluster::control_plane().with_fake_nodes(nodes).await?;
+        install_kinds(&cluster.client()).await?;
+        let operator = Operator::start(&cluster, None, Faults::none()).await?;
+        Ok(Self { cluster, operator })
+    }
+
+    /// Objects of the default namespace.
+    #[must_use]
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::default_namespaced(self.cluster.client())
+    }
+
+    /// Creates a LlavaDeployment.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn create(&self, name: &str, spec: serde_json::Value) -> anyhow::Result<()> {
+        let api = self.api::<LlavaDeployment>();
+        api.create(&PostParams::default(), &deployment(name, spec)?)
+            .await?;
+        Ok(())
+    }
+
+    /// Creates a LlavaDeployment and waits until its workers answer.
+    ///
+    /// # Errors
+    /// When it is refused or does not come up.
+    pub async fn serve(&self, name: &str, spec: serde_json::Value) -> anyhow::Result<()> {
+        self.create(name, spec).await?;
+        let all = |status: &LlavaDeploymentStatus| {
+            status.available_replicas == status.desired_replicas
+                && status.summary.as_deref() == Some("Ready")
+        };
+        self.wait(name, all).await?;
+        Ok(())
+    }
+
+    /// Changes a LlavaDeployment's spec by a merge patch.
+    ///
+    /// # Errors
+    /// When the change is refused.
+    pub async fn change(&self, name: &str, spec: serde_json::Value) -> anyhow::Result<()> {
+        let patch = Patch::Merge(serde_json::json!({"spec": spec}));
+        self.api::<LlavaDeployment>()
+            .patch(name, &PatchParams::default(), &patch)
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until a deployment's status is as asked.
+    ///
+    /// # Errors
+    /// With the last status, when it is not in time.
+    pub async fn wait(
+        &self,
+        name: &str,
+        good: impl Fn(&LlavaDeploymentStatus) -> bool,
+    ) -> anyhow::Result<LlavaDeploymentStatus> {
+        wait_status(&self.cluster.client(), "default", name, good).await
+    }
+
+    /// The Pods of a deployment's workers, by name.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn pods(&self, deployment: &str) -> anyhow::Result<Vec<Pod>> {
+        let selector = format!("{}={deployment}", label::DEPLOYMENT);
+        let all = ListParams::default().labels(&selector);
+        Ok(self.api::<Pod>().list(&all).await?.items)
+    }
+
+    /// How many Pods the operator has asked for since it started.
+    #[must_use]
+    pub fn pods_created(&self) -> usize {
+        let writes = self.operator.faults.writes();
+        let creations = writes
+            .iter()
+            .filter(|call| call.method == Method::POST && call.path.ends_with("/pods"));
+        creations.count()
+    }
+
+    /// Reasons of the Events about objects of a kind, in no order.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn events(&self, kind: &str) -> anyhow::Result<Vec<String>> {
+        let events: Api<Event> = self.api();
+        let all = events.list(&ListParams::default()).await?;
+        let about = |event: &Event| {
+            let about = event.regarding.as_ref()?.kind.as_deref()?;
+            (about == kind).then(|| event.reason.clone()).flatten()
+        };
+        Ok(all.iter().filter_map(about).collect())
     }
 }
 

@@ -260,3 +260,23 @@ subjects:
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
 {{- end }}
+
+{{/* The rules of the NetworkPolicy that the operator gives to each LlavaDeployment's workers, wherever it lives. */}}
+{{- define "llava.workerPolicy" -}}
+policyTypes: [Ingress, Egress]
+ingress:
+  - from:
+      - namespaceSelector:
+          matchLabels:
+            kubernetes.io/metadata.name: {{ .Release.Namespace }}
+        podSelector:
+          matchLabels:
+            {{- include "llava.selector" (dict "root" . "component" "llava-router") | nindent 12 }}
+    ports:
+      - port: http
+  {{- include "llava.adminIngress" . | nindent 2 }}
+egress:
+  {{- include "llava.dnsEgress" . | nindent 2 }}
+  {{- /* Also where models are fetched from, by https. */}}
+  {{- include "llava.apiServerEgress" . | nindent 2 }}
+{{- end }}

@@ -2,20 +2,19 @@
 //! their identity, its rights, their names; then workers, in batches that double
 //! (1, 2, 4, …), so that a quota or a webhook that says no costs one call.
 
-use crds::condition::reason;
 use crds::{LlavaDeployment, LlavaWorker};
-use futures::future::join_all;
+use futures::{future::join_all, try_join};
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::{Resource, ResourceExt};
-use serde_json::Value;
+use kube::ResourceExt;
 
 use super::plan::Delete;
-use crate::effects::{EffectError, Effects, Object};
+use crate::effects::Effects;
 use crate::expectations::Expected;
 use crate::key::Key;
-use crate::subset;
+use crate::step::{Step, StepError, settle};
 use crate::world::World;
 
 /// Everything that a deployment's reconciliation is about to do.
@@ -31,35 +30,12 @@ pub struct Planned {
     pub service: Step,
     /// The PodDisruptionBudget.
     pub budget: Step,
+    /// The NetworkPolicy.
+    pub policy: Step,
     /// Workers to create.
     pub create: Vec<LlavaWorker>,
     /// Workers to delete.
     pub delete: Vec<Delete>,
-}
-
-/// What happens to one child.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// It is as it should be.
-    Keep,
-    /// It does not exist.
-    Create(Value),
-    /// It differs.
-    Apply(Value),
-    /// One of an earlier deployment of this name is still being removed.
-    Wait,
-}
-
-impl Step {
-    /// Compares what exists with what should.
-    pub fn towards<K: Object>(wanted: Value, found: Option<&K>, owner: &str) -> Self {
-        match found {
-            None => Self::Create(wanted),
-            Some(found) if !is_owned(found, owner) => Self::Wait,
-            Some(found) if subset::holds(&wanted, found) => Self::Keep,
-            Some(_) => Self::Apply(wanted),
-        }
-    }
 }
 
 /// What a deployment's reconciliation did.
@@ -72,50 +48,7 @@ pub struct Applied {
     /// Whether something has to be waited for without an event.
     pub wait: bool,
     /// What stopped it.
-    pub error: Option<ApplyError>,
-}
-
-/// A write that did not happen.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The API server refused or did not answer.
-    #[error(transparent)]
-    Effect(#[from] EffectError),
-    /// Somebody else's object has the name.
-    #[error("{kind} {key} exists and does not belong to this LlavaDeployment; delete or rename it")]
-    NameTaken {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        key: Key,
-    },
-    /// A child of ours is not what Kubernetes takes.
-    #[error("cannot build {kind} {key}: {source}")]
-    Build {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        key: Key,
-        /// Why.
-        source: serde_json::Error,
-    },
-}
-
-impl ApplyError {
-    /// One word for conditions.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NameTaken { .. } => reason::NAME_TAKEN,
-            Self::Effect(_) | Self::Build { .. } => reason::CREATE_REFUSED,
-        }
-    }
-
-    /// Whether the namespace or the deployment itself is going away.
-    #[must_use]
-    pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Effect(error) if error.is_gone())
-    }
+    pub error: Option<StepError>,
 }
 
 /// Acts, up to the first failure.
@@ -138,27 +71,32 @@ async fn steps(
     world: &World,
     effects: &Effects,
     applied: &mut Applied,
-) -> Result<(), ApplyError> {
+) -> Result<(), StepError> {
     let Planned {
         account,
         role,
         binding,
         service,
         budget,
+        policy,
         create,
         delete,
     } = planned;
     let key = Key::of(deployment);
-    let owner = deployment.uid().unwrap_or_default();
+    let uid = deployment.uid().unwrap_or_default();
+    let owner = ("LlavaDeployment", uid.as_str());
     let child = Key::new(&key.namespace, crds::name::child_name(&key.name));
-    let done = [
-        settle::<ServiceAccount>(account.unwrap_or(Step::Keep), &child, &owner, effects).await?,
-        settle::<Role>(role, &child, &owner, effects).await?,
-        settle::<RoleBinding>(binding, &child, &owner, effects).await?,
-        settle::<Service>(service, &child, &owner, effects).await?,
-        settle::<PodDisruptionBudget>(budget, &child, &owner, effects).await?,
-    ];
-    if done.contains(&false) {
+    // A binding to a Role that is not there yet would be refused; the others need nothing.
+    let role = settle::<Role>(role, &child, owner, effects).await?;
+    let done = try_join!(
+        settle::<ServiceAccount>(account.unwrap_or(Step::Keep), &child, owner, effects),
+        settle::<RoleBinding>(binding, &child, owner, effects),
+        settle::<Service>(service, &child, owner, effects),
+        settle::<PodDisruptionBudget>(budget, &child, owner, effects),
+        settle::<NetworkPolicy>(policy, &child, owner, effects),
+    )?;
+    let (account, binding, service, budget, policy) = done;
+    if !(role && account && binding && service && budget && policy) {
         applied.wait = true;
         return Ok(());
     }
@@ -182,7 +120,7 @@ async fn start(
     world: &World,
     effects: &Effects,
     applied: &mut Applied,
-) -> Result<(), ApplyError> {
+) -> Result<(), StepError> {
     let mut rest = create;
     let mut batch = 1;
     while !rest.is_empty() {
@@ -215,52 +153,4 @@ async fn start(
         batch *= 2;
     }
     Ok(())
-}
-
-/// Brings one child to its wish; false when it has to be waited for.
-async fn settle<K: Object>(
-    step: Step,
-    key: &Key,
-    owner: &str,
-    effects: &Effects,
-) -> Result<bool, ApplyError> {
-    let kind = || K::kind(&()).to_string();
-    match step {
-        Step::Keep => Ok(true),
-        Step::Wait => Ok(false),
-        Step::Apply(wanted) => {
-            effects.apply::<K>(key, &wanted).await?;
-            Ok(true)
-        }
-        Step::Create(wanted) => {
-            let object: K = serde_json::from_value(wanted).map_err(|source| ApplyError::Build {
-                kind: kind(),
-                key: key.clone(),
-                source,
-            })?;
-            match effects.create(&object).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_already_exists() => match effects.get::<K>(key).await? {
-                    Some(found) if is_owned(&found, owner) => Ok(true),
-                    Some(found) if found.meta().deletion_timestamp.is_some() => Ok(false),
-                    Some(found) if found.owner_references().is_empty() => {
-                        Err(ApplyError::NameTaken {
-                            kind: kind(),
-                            key: key.clone(),
-                        })
-                    }
-                    // Of an earlier deployment of this name: the garbage collector has it.
-                    _ => Ok(false),
-                },
-                Err(error) => Err(error.into()),
-            }
-        }
-    }
-}
-
-fn is_owned<K: Resource>(object: &K, owner: &str) -> bool {
-    object
-        .owner_references()
-        .iter()
-        .any(|reference| reference.controller == Some(true) && reference.uid == owner)
 }

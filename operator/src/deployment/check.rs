@@ -173,6 +173,7 @@ pub(crate) mod tests {
             url: Some("http://llava-router.llava-system.svc".into()),
             worker_image: Some("llava-worker:1".into()),
             allow_host_path: false,
+            worker_network_policy: None,
             surge_patience: Duration::from_secs(10),
             call_timeout: Duration::from_secs(10),
             concurrency: 4,

@@ -4,6 +4,7 @@
 pub mod account;
 pub mod binding;
 pub mod budget;
+pub mod policy;
 pub mod role;
 pub mod service;
 

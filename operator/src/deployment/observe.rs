@@ -7,6 +7,7 @@ use std::time::Duration;
 use crds::name::child_name;
 use crds::{LlavaDeployment, LlavaWorker};
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::runtime::reflector::ObjectRef;
@@ -20,7 +21,8 @@ use crate::expectations::Expected;
 use crate::key::Key;
 use crate::now::Now;
 use crate::revision;
-use crate::worker::diagnose::{self, Life};
+use crate::worker::diagnose;
+use crate::worker::life::{self, Life};
 use crate::world::World;
 
 /// One deployment and its surroundings at one instant.
@@ -61,6 +63,8 @@ pub struct Found {
     pub service: Option<Arc<Service>>,
     /// The PodDisruptionBudget.
     pub budget: Option<Arc<PodDisruptionBudget>>,
+    /// The NetworkPolicy.
+    pub policy: Option<Arc<NetworkPolicy>>,
 }
 
 /// Looks.
@@ -102,20 +106,14 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
         binding: world
             .bindings
             .get(&ObjectRef::new(&child.name).within(&key.namespace)),
+        policy: world
+            .policies
+            .get(&ObjectRef::new(&child.name).within(&key.namespace)),
         budget: world
             .budgets
             .get(&ObjectRef::new(&child.name).within(&key.namespace)),
     };
-    let prefix = format!("{}-", key.name);
-    let taken = world
-        .pods
-        .state()
-        .iter()
-        .filter(|pod| pod.metadata.namespace.as_deref() == Some(&key.namespace))
-        .filter_map(|pod| pod.metadata.name.as_deref())
-        .filter(|name| name.starts_with(&prefix))
-        .map(str::to_owned)
-        .collect();
+    let taken = world.pod_names_of(&key);
     Observed {
         waiting,
         running,
@@ -160,12 +158,12 @@ fn member(
         name: key.name,
         uid,
         revision: spec.revision.clone(),
-        life: diagnose::life(worker, pod),
-        available: diagnose::is_available(worker, pod),
+        life: life::life(worker, pod),
+        available: life::is_available(worker, pod),
         queue: report.queue_length(),
         without_room,
         terminating: worker.metadata.deletion_timestamp.is_some(),
-        pod_lives: diagnose::pod_lives(worker, pod),
+        pod_lives: life::pod_lives(worker, pod),
     };
     let count = |figure| usize::try_from(figure).unwrap_or(usize::MAX);
     (member, (count(report.waiting), count(report.running)))

@@ -1,41 +1,19 @@
-//! A deployment's status and Events (pure), from what was observed and applied.
+//! A deployment's status (pure), from what was observed and applied.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crds::LlavaDeploymentStatus;
 use crds::condition::{deployment as kind, reason};
 use crds::name::{WORKER, label};
-use crds::worker::{Heartbeat, Phase};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::runtime::events::{Event, EventType};
 
 use super::apply::Applied;
 use super::check::{Checked, Refusal};
 use super::observe::Observed;
 use super::plan::{Goal, Member};
+use super::worst::{Worst, worst};
 use crate::conditions::{Conditions, Truth};
 use crate::settings::Settings;
-use crate::worker::report::{LOAD_PERIOD, Verdict};
-
-/// Reasons that pass by themselves while a worker comes up or goes.
-const PASSING: &[&str] = &[
-    reason::READY,
-    reason::POD_MISSING,
-    reason::UNSCHEDULED,
-    reason::STARTING,
-    reason::FETCHING,
-    reason::LOADING,
-    reason::WARMING_UP,
-    reason::DRAINING,
-];
-
-/// The worker that is worst off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Worst {
-    reason: String,
-    message: String,
-    notable: bool,
-}
 
 /// Numbers of workers after what was applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -245,7 +223,11 @@ fn progressing(status: &LlavaDeploymentStatus) -> Option<&str> {
     condition(status, kind::PROGRESSING).map(|condition| condition.reason.as_str())
 }
 
-fn condition<'a>(status: &'a LlavaDeploymentStatus, kind: &str) -> Option<&'a Condition> {
+/// A condition of the status.
+pub(super) fn condition<'a>(
+    status: &'a LlavaDeploymentStatus,
+    kind: &str,
+) -> Option<&'a Condition> {
     status
         .conditions
         .iter()
@@ -270,62 +252,6 @@ fn count(observed: &Observed, goal: &Goal, applied: &Applied) -> Counts {
         counts.updated += usize::from(worker.spec.revision == goal.revision);
     }
     counts
-}
-
-/// The cause that people should read first.
-fn worst(observed: &Observed, applied: &Applied) -> Option<Worst> {
-    if let Some(error) = applied.error.as_ref().filter(|error| !error.is_gone()) {
-        return Some(Worst {
-            reason: error.reason().to_owned(),
-            message: error.to_string().chars().take(1024).collect(),
-            notable: true,
-        });
-    }
-    let silent = |heartbeat: Heartbeat| {
-        let all = observed.workers.iter();
-        all.filter(|(worker, _)| {
-            worker
-                .status
-                .as_ref()
-                .is_some_and(|status| status.heartbeat == heartbeat)
-        })
-        .count()
-    };
-    // When every Lease looks stale, the API server or this process is the suspect.
-    let everybody_silent = silent(Heartbeat::Stale) > 1 && silent(Heartbeat::Fresh) == 0;
-    let ranked = observed
-        .workers
-        .iter()
-        .filter(|(_, member)| !member.terminating)
-        .filter_map(|(worker, member)| {
-            let status = worker.status.as_ref()?;
-            let word = status.reason.clone()?;
-            let lost = word == reason::HEARTBEAT_LOST && !everybody_silent;
-            if member.available && !lost {
-                return None;
-            }
-            let notable = lost || !PASSING.contains(&word.as_str());
-            let rank = match status.phase {
-                Phase::Failed => 4,
-                Phase::Unready => 3,
-                Phase::Pending => 2,
-                Phase::Loading => 1,
-                Phase::Draining | Phase::Ready => 0,
-            };
-            let said = status.message.as_deref().unwrap_or_default();
-            let message = format!("worker {}: {said}", member.name);
-            Some((
-                (notable, rank, std::cmp::Reverse(member.name.clone())),
-                word,
-                message,
-            ))
-        });
-    let ((notable, ..), reason, message) = ranked.max_by(|one, two| one.0.cmp(&two.0))?;
-    Some(Worst {
-        reason,
-        message,
-        notable,
-    })
 }
 
 /// One word on how it stands.
@@ -381,86 +307,4 @@ fn current_revision(
             .max_by_key(|revision| (count(revision), revision.as_str()))
             .cloned()
     })
-}
-
-/// Whether the status is worth a write.
-#[must_use]
-pub fn verdict(
-    before: Option<&LlavaDeploymentStatus>,
-    after: &LlavaDeploymentStatus,
-    written: Option<Instant>,
-    now: Instant,
-) -> Verdict {
-    let Some(before) = before else {
-        return Verdict::Write;
-    };
-    if before == after {
-        return Verdict::Same;
-    }
-    let loadless = LlavaDeploymentStatus {
-        queue_length: before.queue_length,
-        running_requests: before.running_requests,
-        ..after.clone()
-    };
-    let since = written.map(|when| now.saturating_duration_since(when));
-    match since {
-        Some(since) if loadless == *before && since < LOAD_PERIOD => {
-            Verdict::Later(LOAD_PERIOD - since)
-        }
-        _ => Verdict::Write,
-    }
-}
-
-/// The Events that a change of status is worth, each once per transition.
-#[must_use]
-pub fn events(before: Option<&LlavaDeploymentStatus>, after: &LlavaDeploymentStatus) -> Vec<Event> {
-    let mut events = Vec::new();
-    let mut tell = |type_: EventType, reason: &str, note: String| {
-        events.push(Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        });
-    };
-    let was = |kind: &str| before.and_then(|before| condition(before, kind));
-    let grows = before.is_some_and(|before| after.desired_replicas > before.desired_replicas);
-    if let Some(before) = before.filter(|before| before.desired_replicas != after.desired_replicas)
-    {
-        let (from, to) = (before.desired_replicas, after.desired_replicas);
-        let word = if to > from { "ScaledUp" } else { "ScaledDown" };
-        tell(
-            EventType::Normal,
-            word,
-            format!("from {from} to {to} workers"),
-        );
-    }
-    if let Some(is) = condition(after, kind::PROGRESSING) {
-        let changed = was(kind::PROGRESSING).is_none_or(|was| was.reason != is.reason);
-        match is.reason.as_str() {
-            _ if !changed => {}
-            reason::UPDATING => tell(EventType::Normal, "RolloutStarted", is.message.clone()),
-            reason::COMPLETE => tell(EventType::Normal, "RolloutComplete", is.message.clone()),
-            reason::PAUSED => tell(EventType::Normal, "RolloutPaused", is.message.clone()),
-            _ if is.status == "False" => tell(EventType::Warning, &is.reason, is.message.clone()),
-            _ => {}
-        }
-    }
-    for (kind, bad, word) in [
-        (kind::AVAILABLE, "False", "Unavailable"),
-        (kind::DEGRADED, "True", "Degraded"),
-        (kind::DELETE_FIRST, "True", reason::NO_ROOM_FOR_SURGE),
-    ] {
-        let Some(is) = condition(after, kind) else {
-            continue;
-        };
-        let before = was(kind).map(|was| was.status.as_str());
-        // A deployment that is to grow, or was never available, has not become unavailable.
-        let first = kind == kind::AVAILABLE && (before.is_none() || grows);
-        if is.status == bad && before != Some(bad) && !first {
-            tell(EventType::Warning, word, is.message.clone());
-        }
-    }
-    events
 }

@@ -1,48 +1,58 @@
 //! Carries out a worker's plan (client).
 
+use crds::LlavaWorker;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::plan::Planned;
-use crate::effects::{EffectError, Effects};
+use crate::effects::Effects;
 use crate::expectations::Expected;
 use crate::key::Key;
+use crate::step::{StepError, settle};
 use crate::world::World;
 
 /// What a worker's reconciliation did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Applied {
     /// The Pod that was created.
     pub pod: Option<Pod>,
+    /// Whether something has to be waited for without an event.
+    pub wait: bool,
     /// What stopped it.
-    pub error: Option<EffectError>,
+    pub error: Option<StepError>,
 }
 
 /// Acts. The Lease comes first: the worker's token may renew it but not create it.
-pub async fn apply(planned: Planned, key: &Key, world: &World, effects: &Effects) -> Applied {
-    let Planned { lease, pod } = planned;
-    match steps(lease, pod, key, world, effects).await {
-        Ok(pod) => Applied { pod, error: None },
-        Err(error) => Applied {
-            pod: None,
-            error: Some(error),
-        },
+pub async fn apply(
+    planned: Planned,
+    worker: &LlavaWorker,
+    world: &World,
+    effects: &Effects,
+) -> Applied {
+    let mut applied = Applied::default();
+    if let Err(error) = steps(planned, worker, world, effects, &mut applied).await {
+        applied.error = Some(error);
     }
+    applied
 }
 
 async fn steps(
-    lease: Option<serde_json::Value>,
-    pod: Option<Box<Pod>>,
-    key: &Key,
+    planned: Planned,
+    worker: &LlavaWorker,
     world: &World,
     effects: &Effects,
-) -> Result<Option<Pod>, EffectError> {
-    if let Some(lease) = lease {
-        effects.apply::<Lease>(key, &lease).await?;
+    applied: &mut Applied,
+) -> Result<(), StepError> {
+    let Planned { lease, pod } = planned;
+    let key = Key::of(worker);
+    let uid = worker.uid().unwrap_or_default();
+    if !settle::<Lease>(lease, &key, ("LlavaWorker", &uid), effects).await? {
+        applied.wait = true;
+        return Ok(());
     }
     let Some(pod) = pod else {
-        return Ok(None);
+        return Ok(());
     };
     match effects.create(&*pod).await {
         Ok(created) => {
@@ -50,11 +60,12 @@ async fn steps(
             let now = shell::clock::now();
             world
                 .pod_writes
-                .wrote(key, key.clone(), &uid, Expected::Created, now);
-            Ok(Some(created))
+                .wrote(&key, key.clone(), &uid, Expected::Created, now);
+            applied.pod = Some(created);
+            Ok(())
         }
         // Ours by an answer that was lost, or somebody else's: the cache will tell.
-        Err(error) if error.is_already_exists() => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if error.is_already_exists() => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

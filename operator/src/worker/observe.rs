@@ -13,7 +13,8 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use kube::runtime::reflector::ObjectRef;
 
-use super::diagnose::{self, Diagnosis, Life};
+use super::diagnose::{self, Diagnosis};
+use super::life::{self, Life};
 use crate::effects::{EffectError, Effects};
 use crate::heartbeat::Beat;
 use crate::key::Key;
@@ -64,13 +65,13 @@ pub async fn observe(
             .get(&key, &pod.uid().unwrap_or_default())
             .cloned()
     });
-    let mut life = diagnose::life(&worker, pod.as_deref());
+    let mut life = life::life(&worker, pod.as_deref());
     let mut diagnosis = diagnose::diagnose(&worker, pod.as_deref(), beat.as_ref());
     if life == Life::Unseen
         && effects
             .get::<Pod>(&key)
             .await?
-            .is_none_or(|pod| !diagnose::owns(&worker, &pod))
+            .is_none_or(|pod| !life::owns(&worker, &pod))
     {
         life = Life::Ended;
         diagnosis = diagnose::pod_deleted();

@@ -2,18 +2,18 @@
 
 use crds::worker::LlavaWorker;
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::Value;
+use kube::ResourceExt;
 
-use super::diagnose::Life;
+use super::life::Life;
 use super::observe::Observed;
 use super::{lease, pod};
-use crate::subset;
+use crate::step::Step;
 
 /// What a worker's reconciliation is about to do.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// The Lease to apply.
-    pub lease: Option<Value>,
+    /// What happens to the Lease.
+    pub lease: Step,
     /// The Pod to create.
     pub pod: Option<Box<Pod>>,
 }
@@ -32,26 +32,21 @@ pub struct PlanError {
 /// When the template cannot become a Pod.
 pub fn plan(observed: &Observed) -> Result<Planned, PlanError> {
     let nothing = Planned {
-        lease: None,
+        lease: Step::Keep,
         pod: None,
     };
     match observed.life {
         Life::Leaving | Life::Ended | Life::Unseen => return Ok(nothing),
         Life::Unborn | Life::Live => {}
     }
+    let uid = observed.worker.uid().unwrap_or_default();
     let lease = lease::lease(&observed.worker);
-    let missing = !observed
-        .lease
-        .as_ref()
-        .is_some_and(|found| subset::holds(&lease, &**found));
+    let lease = Step::towards(lease, observed.lease.as_deref(), &uid);
     let pod = match (observed.life, &observed.pod) {
         (Life::Unborn, None) => Some(Box::new(build(&observed.worker)?)),
         _ => None,
     };
-    Ok(Planned {
-        lease: missing.then_some(lease),
-        pod,
-    })
+    Ok(Planned { lease, pod })
 }
 
 fn build(worker: &LlavaWorker) -> Result<Pod, PlanError> {
