@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crds::LlavaDeployment;
 use crds::definition::definitions;
 use crds::name::{WORKER, label};
+use crds::{LlavaDeployment, LlavaDeploymentStatus};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps,
@@ -16,31 +16,21 @@ use tests::Cluster;
 use tests::cluster::wait_for;
 use tests::fault::Faults;
 use tests::history::kind;
-use tests::operator::{Operator, deployment, install_kinds, wait_status};
+use tests::operator::{Operator, Scene, deployment, install_kinds, wait_status};
 
 const SOON: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stuck_pod_is_replaced_and_a_foreign_one_is_left_alone() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(client.clone());
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let scene = Scene::start(2).await?;
+    let pods: Api<Pod> = scene.api();
     let foreign = serde_json::from_value(json!({
         "metadata": {"name": "stranger", "labels": {label::NAME: WORKER, label::DEPLOYMENT: "llava", label::WORKER: "llava-x-0"}},
         "spec": {"containers": [{"name": "worker", "image": "stranger"}]},
     }))?;
     pods.create(&PostParams::default(), &foreign).await?;
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
     let spec = json!({"replicas": 2, "annotations": {"fake.llava.dev/fault": "stuck-terminating"}});
-    deployments
-        .create(&PostParams::default(), &deployment("llava", spec)?)
-        .await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 2
-    })
-    .await?;
+    scene.serve("llava", spec).await?;
 
     let all = pods.list(&ListParams::default()).await?;
     let victim = all
@@ -57,10 +47,9 @@ async fn a_stuck_pod_is_replaced_and_a_foreign_one_is_left_alone() -> anyhow::Re
         (live.count() == 2).then_some(())
     };
     wait_for("the stuck pod to be replaced", SOON, replaced).await?;
-    let status = wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 2
-    })
-    .await?;
+    let status = scene
+        .wait("llava", |status| status.available_replicas == 2)
+        .await?;
     assert_eq!(
         status.replicas, 2,
         "a pod that is terminating counts for nothing"
@@ -132,11 +121,9 @@ async fn an_object_that_cannot_be_read_stalls_no_other() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namespace_that_goes_takes_its_workers_and_stalls_no_other() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
+    let scene = Scene::start(2).await?;
+    let client = scene.cluster.client();
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
     for name in ["going", "staying"] {
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
         namespaces
@@ -178,22 +165,13 @@ async fn a_namespace_that_goes_takes_its_workers_and_stalls_no_other() -> anyhow
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_status_is_found_again_and_changes_nothing() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(1).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(client.clone());
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
-    deployments
-        .create(
-            &PostParams::default(),
-            &deployment("llava", json!({"replicas": 2}))?,
-        )
-        .await?;
-    let before = wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 2
-    })
-    .await?;
+    let scene = Scene::start(1).await?;
+    let pods: Api<Pod> = scene.api();
+    scene.create("llava", json!({"replicas": 2})).await?;
+    let two = |status: &LlavaDeploymentStatus| {
+        status.available_replicas == 2 && status.summary.as_deref() == Some("Ready")
+    };
+    let before = scene.wait("llava", two).await?;
     let uids = async || -> anyhow::Result<Vec<Option<String>>> {
         Ok(pods
             .list(&ListParams::default())
@@ -204,13 +182,11 @@ async fn a_lost_status_is_found_again_and_changes_nothing() -> anyhow::Result<()
     };
     let pods_before = uids().await?;
     let nothing = Patch::Merge(json!({"status": null}));
-    deployments
+    scene
+        .api::<LlavaDeployment>()
         .patch_status("llava", &PatchParams::default(), &nothing)
         .await?;
-    let after = wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 2
-    })
-    .await?;
+    let after = scene.wait("llava", two).await?;
     assert_eq!(
         (before.selector, before.summary, before.current_revision),
         (after.selector, after.summary, after.current_revision)

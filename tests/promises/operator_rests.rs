@@ -9,14 +9,14 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use protocol::load::{LoadReport, Phase};
 use serde_json::json;
 use tests::Cluster;
 use tests::cluster::wait_for;
 use tests::fault::Faults;
-use tests::operator::{Operator, deployment, install_kinds, wait_status};
+use tests::operator::{Operator, Scene};
 
 /// How long nothing may happen.
 const REST: Duration = Duration::from_secs(25);
@@ -51,19 +51,10 @@ async fn beat(cluster: &Cluster, number: i64, waiting: u32) -> anyhow::Result<()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_at_rest_is_silent_and_a_restart_writes_nothing() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(cluster.client());
-    let workers: Api<LlavaWorker> = Api::default_namespaced(cluster.client());
-    let operator = Operator::start(&cluster, None, Faults::none()).await?;
-    deployments
-        .create(
-            &PostParams::default(),
-            &deployment("llava", json!({"replicas": 3}))?,
-        )
-        .await?;
-    let ready = |status: &crds::LlavaDeploymentStatus| status.available_replicas == 3;
-    wait_status(&cluster.client(), "default", "llava", ready).await?;
+    let scene = Scene::start(2).await?;
+    let (deployments, workers) = (scene.api::<LlavaDeployment>(), scene.api::<LlavaWorker>());
+    scene.serve("llava", json!({"replicas": 3})).await?;
+    let Scene { cluster, operator } = scene;
 
     // The load becomes known, in the deployment's status too.
     let mut number = 0;

@@ -9,19 +9,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use protocol::load::{Demand, RouterReport};
 use serde_json::json;
-use tests::Cluster;
-use tests::fault::Faults;
-use tests::operator::{Operator, deployment, install_kinds, wait_status};
+use tests::operator::Scene;
 
-async fn demand(
-    cluster: &Cluster,
-    second: i64,
-    in_flight: u32,
-    waiting: u32,
-) -> anyhow::Result<()> {
+async fn demand(scene: &Scene, second: i64, in_flight: u32, waiting: u32) -> anyhow::Result<()> {
     let mut report = RouterReport::default();
     if in_flight + waiting > 0 {
         report
@@ -36,7 +29,7 @@ async fn demand(
         },
         "spec": {"renewTime": MicroTime(Timestamp::from_second(second)?)},
     });
-    let leases: Api<Lease> = Api::default_namespaced(cluster.client());
+    let leases: Api<Lease> = scene.api();
     leases
         .patch(
             "llava-router-0",
@@ -50,60 +43,40 @@ async fn demand(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deployment_sleeps_at_zero_wakes_for_one_request_and_grows_with_the_queue()
 -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(client.clone());
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
+    let scene = Scene::start(2).await?;
     let spec = json!({"autoscaling": {
         "minReplicas": 0, "maxReplicas": 3, "targetQueueLength": 2, "scaleDownDelay": "2s", "idleTimeout": "2s",
     }});
-    deployments
-        .create(&PostParams::default(), &deployment("llava", spec)?)
-        .await?;
+    scene.create("llava", spec).await?;
     let asleep =
         |status: &crds::LlavaDeploymentStatus| status.summary.as_deref() == Some("ScaledToZero");
-    wait_status(&client, "default", "llava", asleep).await?;
-    demand(&cluster, 1, 0, 1).await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 1
-    })
-    .await?;
-    demand(&cluster, 2, 5, 0).await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 3
-    })
-    .await?;
-    demand(&cluster, 3, 0, 0).await?;
-    wait_status(&client, "default", "llava", asleep).await?;
+    scene.wait("llava", asleep).await?;
+    demand(&scene, 1, 0, 1).await?;
+    scene
+        .wait("llava", |status| status.available_replicas == 1)
+        .await?;
+    demand(&scene, 2, 5, 0).await?;
+    scene
+        .wait("llava", |status| status.available_replicas == 3)
+        .await?;
+    demand(&scene, 3, 0, 0).await?;
+    scene.wait("llava", asleep).await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scale_subresource_is_obeyed_and_its_selector_finds_the_pods() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(client.clone());
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
-    deployments
-        .create(
-            &PostParams::default(),
-            &deployment("llava", json!({"replicas": 1}))?,
-        )
-        .await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 1
-    })
-    .await?;
-    cluster
+    let scene = Scene::start(2).await?;
+    scene.serve("llava", json!({"replicas": 1})).await?;
+    scene
+        .cluster
         .kubectl(&["scale", "lld/llava", "--replicas=3"])
         .await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 3
-    })
-    .await?;
-    cluster
+    scene
+        .wait("llava", |status| status.available_replicas == 3)
+        .await?;
+    scene
+        .cluster
         .kubectl(&[
             "wait",
             "lld/llava",
@@ -111,18 +84,20 @@ async fn the_scale_subresource_is_obeyed_and_its_selector_finds_the_pods() -> an
             "--timeout=20s",
         ])
         .await?;
+    let deployments: Api<LlavaDeployment> = scene.api();
     let scale: Scale =
         serde_json::from_value(serde_json::to_value(deployments.get_scale("llava").await?)?)?;
     let status = scale.status.unwrap_or_default();
     let selector = status.selector.unwrap_or_default();
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let pods: Api<Pod> = scene.api();
     let found = pods.list(&ListParams::default().labels(&selector)).await?;
     assert_eq!((status.replicas, found.items.len()), (3, 3));
-    let explained = cluster
+    let explained = scene
+        .cluster
         .kubectl(&["explain", "lld.spec.model.source"])
         .await?;
     assert!(explained.contains("huggingFace"), "{explained}");
-    let table = cluster.kubectl(&["get", "lld"]).await?;
+    let table = scene.cluster.kubectl(&["get", "lld"]).await?;
     for column in [
         "MODEL",
         "DESIRED",
@@ -140,33 +115,26 @@ async fn the_scale_subresource_is_obeyed_and_its_selector_finds_the_pods() -> an
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_spare_gpu_a_rollout_goes_on_one_by_one_and_says_so() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
-    install_kinds(&cluster.client()).await?;
-    let client = cluster.client();
-    let deployments: Api<LlavaDeployment> = Api::default_namespaced(client.clone());
-    let _operator = Operator::start(&cluster, None, Faults::none()).await?;
+    let scene = Scene::start(2).await?;
     // Each fake node has eight.
-    let spec = json!({"replicas": 2, "accelerator": {"count": 8}});
-    deployments
-        .create(&PostParams::default(), &deployment("llava", spec)?)
+    scene
+        .serve("llava", json!({"replicas": 2, "accelerator": {"count": 8}}))
         .await?;
-    wait_status(&client, "default", "llava", |status| {
-        status.available_replicas == 2
-    })
-    .await?;
-    let change = Patch::Merge(json!({"spec": {"image": "llava-worker:next"}}));
-    deployments
-        .patch("llava", &PatchParams::default(), &change)
+    scene
+        .change("llava", json!({"image": "llava-worker:next"}))
         .await?;
     let is = |status: &crds::LlavaDeploymentStatus, truth: &str| {
         let mut conditions = status.conditions.iter();
         conditions.any(|one| one.type_ == "DeleteFirst" && one.status == truth)
     };
-    let said = wait_status(&client, "default", "llava", |status| is(status, "True")).await?;
+    let said = scene.wait("llava", |status| is(status, "True")).await?;
     assert!(said.available_replicas >= 1);
-    let done = wait_status(&client, "default", "llava", |status| {
-        status.updated_replicas == 2 && status.available_replicas == 2 && status.replicas == 2
-    });
-    assert!(is(&done.await?, "False"));
+    let done = |status: &crds::LlavaDeploymentStatus| {
+        status.updated_replicas == 2
+            && status.available_replicas == 2
+            && status.replicas == 2
+            && is(status, "False")
+    };
+    scene.wait("llava", done).await?;
     Ok(())
 }

@@ -2,17 +2,22 @@
 //! fake nodes: as many LlavaDeployments as Deployments, of as many workers each.
 //! `make bench-operator` runs it; `docs/benchmarks.md` shows what it printed.
 
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
+use crds::LlavaDeployment;
 use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tests::Cluster;
 use tests::operator::{deployment, install_kinds};
@@ -32,6 +37,9 @@ struct Args {
     /// Seconds at rest in which nothing may be written
     #[arg(long, default_value_t = 120)]
     rest: u64,
+    /// Show what the API server wrote for everybody, too
+    #[arg(long)]
+    server: bool,
 }
 
 /// Where the operator shows its metrics.
@@ -54,51 +62,84 @@ async fn main() -> anyhow::Result<()> {
             .await?;
     }
     let programs = &cluster.endpoint().programs;
-    let manager = programs
-        .iter()
-        .find(|(name, _)| name.contains("controller-manager"));
-    let manager = manager.context("no controller manager")?.1;
+    let program = |name: &str| {
+        let mut programs = programs.iter();
+        let found = programs.find(|(program, _)| program.contains(name));
+        Ok::<_, anyhow::Error>(found.with_context(|| format!("no {name}"))?.1)
+    };
+    let (manager, server) = (program("controller-manager")?, program("apiserver")?);
 
-    let before = usage(manager)?;
+    println!(
+        "{} deployments of {} workers each\n",
+        args.deployments, args.workers
+    );
+    println!(
+        "| who | all Ready after | processor time | peak memory | the API server's processor time meanwhile |"
+    );
+    println!("|---|---|---|---|---|");
+    let (before, load) = (usage(manager)?, usage(server)?);
     let begin = shell::clock::now();
     create_plain(&client, &args).await?;
-    let plain = all_ready(&client, "plain", total, begin).await?;
+    let plain = all_ready::<Deployment>(&client, "plain", &args, begin).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let after = usage(manager)?;
+    let (after, loaded) = (usage(manager)?, usage(server)?);
     row(
         "kube-controller-manager",
         plain,
-        after.cpu - before.cpu,
-        after.peak,
+        &before,
+        &after,
+        loaded.cpu - load.cpu,
     );
 
     let operator = Operator::start(&args.operator, cluster.kubeconfig())?;
     let answers = async || metrics().await.ok();
     tests::cluster::wait_for("the operator's metrics", DEADLINE, answers).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let before = usage(operator.pid())?;
+    let (before, load) = (usage(operator.pid())?, usage(server)?);
+    let server_before = server_writes(&client).await?;
     let begin = shell::clock::now();
     create_ours(&client, &args).await?;
-    let ours = all_ready(&client, "llava", total, begin).await?;
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    let after = usage(operator.pid())?;
-    row("llava-operator", ours, after.cpu - before.cpu, after.peak);
-    let text = metrics().await?;
-    println!(
-        "| from event to the reconciliation that answers it, p99 | {} |",
-        reaction(&text)
+    let ours = all_ready::<LlavaDeployment>(&client, "llava", &args, begin).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (after, loaded) = (usage(operator.pid())?, usage(server)?);
+    row(
+        "llava-operator",
+        ours,
+        &before,
+        &after,
+        loaded.cpu - load.cpu,
     );
-    println!("| writes until all were Ready | {} |", writes(&text));
 
-    let before = writes(&text);
-    tokio::time::sleep(Duration::from_secs(args.rest)).await;
+    let text = metrics().await?;
+    println!("\n| from an event to the answer to the first write, 99 of 100 | within |\n|---|---|");
+    for kind in ["LlavaDeployment", "LlavaWorker"] {
+        println!("| {kind} | {} |", reaction(&text, kind));
+    }
     println!(
-        "| writes in {} s at rest | {} |",
-        args.rest,
-        writes(&metrics().await?) - before
+        "\n| the operator's writes until all were Ready | number | per worker |\n|---|---|---|"
     );
+    for (what, count) in writes_by_kind(&text) {
+        println!("| {what} | {count} | {:.2} |", ratio(count, total));
+    }
+    let sum = writes(&text);
+    println!("| all | {sum} | {:.2} |", ratio(sum, total));
+    if args.server {
+        println!("\n| what the API server wrote meanwhile, for everybody | number |\n|---|---|");
+        for (what, count) in server_writes(&client).await? {
+            let count = count - server_before.get(&what).copied().unwrap_or_default();
+            if count > total as u64 / 20 {
+                println!("| {what} | {count} |");
+            }
+        }
+    }
+
+    println!("\n| at rest | |\n|---|---|");
+    let before = writes(&metrics().await?);
+    tokio::time::sleep(Duration::from_secs(args.rest)).await;
+    let written = writes(&metrics().await?) - before;
+    println!("| writes in {} s | {written} |", args.rest);
     println!(
-        "| memory at rest | {} MiB |",
+        "| memory | {} MiB |",
         usage(operator.pid())?.resident / 1024
     );
     drop(operator);
@@ -147,45 +188,72 @@ async fn create_ours(client: &Client, args: &Args) -> anyhow::Result<()> {
         .await
 }
 
-/// Seconds until so many Pods are ready.
-async fn all_ready(
+/// What both kinds say of themselves.
+trait Counted {
+    /// Workers that answer.
+    fn ready(&self) -> i32;
+}
+
+impl Counted for Deployment {
+    fn ready(&self) -> i32 {
+        let status = self.status.as_ref();
+        status
+            .and_then(|status| status.ready_replicas)
+            .unwrap_or_default()
+    }
+}
+
+impl Counted for LlavaDeployment {
+    fn ready(&self) -> i32 {
+        self.status
+            .as_ref()
+            .map_or(0, |status| status.ready_replicas)
+    }
+}
+
+/// Seconds until every deployment says that its workers are ready.
+async fn all_ready<K>(
     client: &Client,
     namespace: &str,
-    total: usize,
+    args: &Args,
     begin: Instant,
-) -> anyhow::Result<f64> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+) -> anyhow::Result<f64>
+where
+    K: Counted + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let wish = i32::try_from(args.workers)?;
     loop {
         // From the API server's memory, so that measuring costs little.
-        let pods = api.list(&ListParams::default().match_any()).await?;
-        let ready = |pod: &&Pod| {
-            let conditions = pod
-                .status
-                .as_ref()
-                .and_then(|status| status.conditions.as_ref());
-            conditions.is_some_and(|all| {
-                all.iter()
-                    .any(|one| one.type_ == "Ready" && one.status == "True")
-            })
-        };
-        let count = pods.iter().filter(ready).count();
+        let all = api.list(&ListParams::default().match_any()).await?;
+        let count = all.iter().filter(|one| one.ready() == wish).count();
         let took = shell::clock::now().saturating_duration_since(begin);
-        if count >= total {
+        if count >= args.deployments {
             return Ok(took.as_secs_f64());
         }
         anyhow::ensure!(
             took < DEADLINE,
-            "{count} of {total} Pods are ready after {took:?}"
+            "{count} of {} deployments are ready after {took:?}",
+            args.deployments
         );
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 
-fn row(name: &str, seconds: f64, cpu: f64, peak: u64) {
+fn row(name: &str, seconds: f64, before: &Usage, after: &Usage, server: f64) {
     println!(
-        "| {name} | {seconds:.1} s | {cpu:.1} s | {} MiB |",
-        peak / 1024
+        "| {name} | {seconds:.1} s | {:.1} s | {} MiB | {server:.1} s |",
+        after.cpu - before.cpu,
+        after.peak / 1024
     );
+}
+
+fn ratio(count: u64, total: usize) -> f64 {
+    // Far below where a float loses whole numbers.
+    #[expect(clippy::cast_precision_loss, reason = "both are small")]
+    let ratio = count as f64 / total as f64;
+    ratio
 }
 
 /// What a process has used.
@@ -233,37 +301,70 @@ async fn metrics() -> anyhow::Result<String> {
 }
 
 fn writes(metrics: &str) -> u64 {
-    let lines = metrics
-        .lines()
-        .filter(|line| line.starts_with("llava_operator_writes_total{"));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-        .sum()
+    writes_by_kind(metrics).values().sum()
 }
 
-/// The upper edge of the bucket that holds the 99th percentile, over both kinds.
-fn reaction(metrics: &str) -> String {
-    let mut worst = String::from("0");
-    for kind in ["LlavaDeployment", "LlavaWorker"] {
-        let of_kind = |line: &&str| {
-            line.starts_with("llava_operator_reaction_seconds_bucket{")
-                && line.contains(&format!("\"{kind}\""))
+/// The operator's writes, such as `create Pod`.
+fn writes_by_kind(metrics: &str) -> BTreeMap<String, u64> {
+    samples(metrics, "llava_operator_writes_total{", &["verb", "kind"])
+}
+
+/// The API server's writes, such as `POST pods`.
+async fn server_writes(client: &Client) -> anyhow::Result<BTreeMap<String, u64>> {
+    let request = http::Request::get("/metrics").body(Vec::new())?;
+    let text = client.request_text(request).await?;
+    let labels = ["verb", "resource", "subresource"];
+    let mut all = samples(&text, "apiserver_request_total{", &labels);
+    let reads = ["GET", "LIST", "WATCH"];
+    all.retain(|what, _| !reads.iter().any(|read| what.starts_with(read)));
+    Ok(all)
+}
+
+/// Samples of one metric, summed by some of their labels.
+fn samples(metrics: &str, metric: &str, labels: &[&str]) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with(metric)) {
+        let value = |label: &&str| {
+            let found = line.split(&format!("{label}=\"")).nth(1)?;
+            found.split('"').next().filter(|value| !value.is_empty())
         };
-        let buckets: Vec<(&str, f64)> = metrics
-            .lines()
-            .filter(of_kind)
-            .filter_map(|line| {
-                let edge = line.split("le=\"").nth(1)?.split('"').next()?;
-                Some((edge, line.rsplit(' ').next()?.parse().ok()?))
-            })
-            .collect();
-        let all = buckets.iter().map(|(_, count)| *count).fold(0.0, f64::max);
-        if let Some((edge, _)) = buckets.iter().find(|(_, count)| *count >= all * 0.99) {
-            println!("| {kind}: p99 of the wait below | {edge} s |");
-            worst = (*edge).to_owned();
-        }
+        let count = line
+            .rsplit(' ')
+            .next()
+            .and_then(|text| text.parse::<f64>().ok());
+        let words: Vec<&str> = labels.iter().filter_map(value).collect();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a counter"
+        )]
+        let count = count.unwrap_or_default() as u64;
+        *all.entry(words.join(" ")).or_insert(0) += count;
     }
-    format!("{worst} s")
+    all
+}
+
+/// The upper edge of the bucket that holds the 99th percentile.
+fn reaction(metrics: &str, kind: &str) -> String {
+    let of_kind = |line: &&str| {
+        line.starts_with("llava_operator_reaction_seconds_bucket{")
+            && line.contains(&format!("\"{kind}\""))
+    };
+    let buckets: Vec<(&str, f64)> = metrics
+        .lines()
+        .filter(of_kind)
+        .filter_map(|line| {
+            let edge = line.split("le=\"").nth(1)?.split('"').next()?;
+            Some((edge, line.rsplit(' ').next()?.parse().ok()?))
+        })
+        .collect();
+    let all = buckets.iter().map(|(_, count)| *count).fold(0.0, f64::max);
+    let found = buckets.iter().find(|(_, count)| *count >= all * 0.99);
+    let edge = found.and_then(|(edge, _)| edge.parse::<f64>().ok());
+    edge.map_or_else(
+        || "longer than measured".to_owned(),
+        |edge| format!("{edge:.2} s"),
+    )
 }
 
 struct Operator(Child);
