@@ -404,6 +404,38 @@ def overlays(out, model):
     (folder / "expected.json").write_text(json.dumps(expected[1]) + "\n")
 
 
+def projectors(out):
+    """LLaVA's other projectors on transformers' towers and language models, each with another rotary scaling."""
+    hidden = 32
+    gelu = torch.nn.GELU
+    line = torch.nn.Linear
+    linear = {"rope_type": "linear", "factor": 2.0}
+    llama3 = {
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    made = {
+        "linear": (line(hidden, hidden), "cls_patch", linear, "linear"),
+        "mlp3x": (
+            torch.nn.Sequential(line(hidden, hidden), gelu(), line(hidden, hidden), gelu(), line(hidden, hidden)),
+            "patch", llama3, "mlp3x_gelu",
+        ),
+        "identity": (torch.nn.Identity(), "patch", None, "identity"),
+    }
+    for seed, (name, (projector, feature, scaling, kind)) in enumerate(made.items(), 20):
+        more = {"rope_parameters": {"rope_theta": 10000.0, **scaling}} if scaling else {}
+        strategy = "full" if feature == "cls_patch" else "default"
+        model = llava(text("llama", **more), vision("clip"), vision_feature_select_strategy=strategy)
+        model.model.multi_modal_projector = projector
+        model = randomise(model, seed)
+        rules = [("model.multi_modal_projector.", "model.mm_projector."), *ORIGINAL]
+        config = original(
+            model, "vision_tower", mm_projector_type=kind, mm_vision_select_feature=feature, rope_scaling=scaling,
+            vision_config=tower_config(model),
+        )
+        write(out / f"original-{name}", config, renamed(model, rules), compute(model, seed))
+
+
 def main(out):
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -460,6 +492,8 @@ def main(out):
         vision_config=tower_config(model) | {"num_hidden_layers": 4},
     )
     write(out / "original-onevision", config, tensors, expected)
+
+    projectors(out)
 
 
 if __name__ == "__main__":

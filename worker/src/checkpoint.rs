@@ -38,9 +38,6 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<(ModelConfig, Weights),
         (Err(error), None) => return Err(error.into()),
         (Ok(weights), None) => weights,
     };
-    if adapter {
-        weights.set_adapter(Adapter::open(dir)?);
-    }
     // A tower inside the checkpoint was tuned with it and goes first.
     if !weights.has("vision.embeddings.position_embedding.weight") {
         match &config.tower {
@@ -53,6 +50,9 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<(ModelConfig, Weights),
             }
             Tower::Inside => {}
         }
+    }
+    if adapter {
+        weights.set_adapter(Adapter::open(dir)?)?;
     }
     Ok((config, weights))
 }

@@ -1,15 +1,26 @@
-//! Rewrites a checkpoint's pickled weights as safetensors. The pickle is read by an
-//! interpreter that knows the few objects of which PyTorch's tensors are made;
-//! all others are left out, so nothing in it can run.
+//! Checkpoints in another form: pickled weights as safetensors, one layout as the
+//! other, an adapter or projector merged into its base, one element type as another,
+//! and LLaVA's deltas. What is written appears in one step and never over anything.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+mod checkpoint;
+mod configuration;
+mod delta;
+mod folder;
+mod pickle;
+mod pickles;
+mod tokenizer;
+mod torch;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
-use candle_core::pickle::PthTensors;
-use serde_json::json;
+pub use checkpoint::{Layout, Target};
+pub use pickles::Skipped;
+
+use crate::json_file::JsonFileError;
+use crate::model::LoadError;
+use crate::tokenize::TokenizerError;
+use crate::weights::{Kind, WeightsError};
 
 /// Why a checkpoint was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +32,10 @@ pub enum ConvertError {
         path: PathBuf,
     },
     /// There is nothing to convert.
-    #[error("convert {}: it holds no pickled weights (*.bin)", dir.display())]
+    #[error(
+        "convert {}: it holds no pickled weights (*.bin); say with --layout, --dtype or --base what to make of it",
+        dir.display()
+    )]
     Nothing {
         /// The checkpoint.
         dir: PathBuf,
@@ -35,12 +49,12 @@ pub enum ConvertError {
         source: io::Error,
     },
     /// A pickle is damaged, or holds something else than tensors.
-    #[error("read tensors from {}", path.display())]
+    #[error("read tensors from {}: {problem}", path.display())]
     Pickle {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: candle_core::Error,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The tensors cannot be written.
     #[error("write {}", path.display())]
@@ -50,114 +64,100 @@ pub enum ConvertError {
         /// Why.
         source: safetensors::SafeTensorError,
     },
+    /// A checkpoint cannot be opened.
+    #[error(transparent)]
+    Open(#[from] LoadError),
+    /// Weights cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A JSON file cannot be used.
+    #[error(transparent)]
+    Json(#[from] JsonFileError),
+    /// The wanted layout has no words for this checkpoint.
+    #[error("convert {}: it {problem}", dir.display())]
+    Inexpressible {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// What cannot be said.
+        problem: String,
+    },
+    /// A delta and a base do not belong together.
+    #[error("combine {} with {}: {problem}", first.display(), second.display())]
+    Apart {
+        /// Delta or target.
+        first: PathBuf,
+        /// Base.
+        second: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
 }
 
-/// Converts the checkpoint in `dir` to a new folder `out`, which appears only when
-/// it is whole. `on_file` hears of each weights file before it is converted.
+/// How far a conversion is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The file that is being written.
+    pub file: String,
+    /// Bytes of tensors written.
+    pub done: usize,
+    /// Bytes of tensors in all.
+    pub total: usize,
+}
+
+/// Rewrites the pickled weights in `dir`, file by file; gives what was left out.
 ///
 /// # Errors
 /// `out` exists, `dir` holds no pickled weights, or one of them cannot be converted.
 pub fn pickles_to_safetensors(
     dir: &Path,
     out: &Path,
-    on_file: &dyn Fn(&Path),
+    hear: &dyn Fn(&Progress),
+) -> Result<Vec<Skipped>, ConvertError> {
+    pickles::convert(dir, out, hear)
+}
+
+/// Writes the checkpoint in `dir` as `target` says, whole: with its vision tower, and
+/// with an adapter or projector merged into its base. Gives the names of the tensors
+/// that were left out.
+///
+/// # Errors
+/// `out` exists, the checkpoint cannot be opened, or the layout has no words for it.
+pub fn checkpoint(
+    dir: &Path,
+    out: &Path,
+    target: &Target,
+    hear: &dyn Fn(&Progress),
+) -> Result<Vec<String>, ConvertError> {
+    checkpoint::convert(dir, out, target, hear)
+}
+
+/// Adds `base` to the delta in `dir`: LLaVA's `apply_delta`.
+///
+/// # Errors
+/// `out` exists, or the two do not fit each other.
+pub fn apply_delta(
+    dir: &Path,
+    base: &Path,
+    out: &Path,
+    hear: &dyn Fn(&Progress),
 ) -> Result<(), ConvertError> {
-    if out.exists() {
-        return Err(ConvertError::Exists {
-            path: out.to_owned(),
-        });
-    }
-    let mut pickles = Vec::new();
-    let mut others = Vec::new();
-    for entry in fs::read_dir(dir).map_err(file_error(dir))? {
-        let path = entry.map_err(file_error(dir))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.ends_with(".bin") && name != "training_args.bin" {
-            pickles.push(path);
-        } else if path.is_file() && !name.ends_with(".bin") && !name.ends_with(".bin.index.json") {
-            others.push(path);
-        }
-    }
-    if pickles.is_empty() {
-        return Err(ConvertError::Nothing {
-            dir: dir.to_owned(),
-        });
-    }
-    pickles.sort();
-    let parent = out
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let building = tempfile::Builder::new()
-        .prefix(".converting-")
-        .tempdir_in(parent)
-        .map_err(file_error(parent))?;
-    for path in others {
-        let to = building.path().join(path.file_name().unwrap_or_default());
-        fs::copy(&path, &to).map_err(file_error(&path))?;
-    }
-    let mut weights = BTreeMap::new();
-    let mut bytes = 0;
-    for path in &pickles {
-        on_file(path);
-        let name = target_name(path);
-        let tensors = tensors(path)?;
-        if name.starts_with("model") {
-            bytes += tensors
-                .values()
-                .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
-                .sum::<usize>();
-            weights.extend(tensors.keys().map(|tensor| (tensor.clone(), name.clone())));
-        }
-        let to = building.path().join(&name);
-        // transformers reads only files that say which framework wrote them.
-        let info = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(tensors, Some(info), &to).map_err(|source| {
-            ConvertError::Write {
-                path: to.clone(),
-                source,
-            }
-        })?;
-    }
-    if weights.values().any(|name| name != "model.safetensors") {
-        let index = json!({ "metadata": { "total_size": bytes }, "weight_map": weights });
-        let to = building.path().join("model.safetensors.index.json");
-        fs::write(&to, format!("{index:#}\n")).map_err(file_error(&to))?;
-    }
-    let building = building.keep();
-    fs::rename(&building, out).map_err(file_error(out))
+    delta::combine(dir, base, out, |x, base| x + base, hear)
 }
 
-fn tensors(path: &Path) -> Result<BTreeMap<String, Tensor>, ConvertError> {
-    let pickle = |source| ConvertError::Pickle {
-        path: path.to_owned(),
-        source,
-    };
-    let file = PthTensors::new(path, None).map_err(pickle)?;
-    let mut tensors = BTreeMap::new();
-    for name in file.tensor_infos().keys() {
-        if let Some(tensor) = file
-            .get(name)
-            .and_then(|tensor| tensor.map(|tensor| tensor.contiguous()).transpose())
-            .map_err(pickle)?
-        {
-            tensors.insert(name.clone(), tensor);
-        }
-    }
-    Ok(tensors)
-}
-
-/// `pytorch_model-00001-of-00002.bin` becomes `model-00001-of-00002.safetensors`.
-fn target_name(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    format!(
-        "{}.safetensors",
-        stem.strip_prefix("pytorch_").unwrap_or(&stem)
-    )
+/// Takes `base` from the checkpoint in `dir`: LLaVA's `make_delta`.
+///
+/// # Errors
+/// `out` exists, or the two do not fit each other.
+pub fn make_delta(
+    dir: &Path,
+    base: &Path,
+    out: &Path,
+    hear: &dyn Fn(&Progress),
+) -> Result<(), ConvertError> {
+    delta::combine(dir, base, out, |x, base| x - base, hear)
 }
 
 fn file_error(path: &Path) -> impl Fn(io::Error) -> ConvertError {
@@ -166,4 +166,37 @@ fn file_error(path: &Path) -> impl Fn(io::Error) -> ConvertError {
         path: path.clone(),
         source,
     }
+}
+
+/// The elements of `values` as `kind`, rounded to the nearest.
+fn narrowed(values: &[f32], kind: Kind) -> Vec<u8> {
+    fn all<const N: usize>(values: &[f32], one: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        values.iter().flat_map(|x| one(*x)).collect()
+    }
+    match kind {
+        Kind::F16 => all(values, |x| half::f16::from_f32(x).to_le_bytes()),
+        Kind::BF16 => all(values, |x| half::bf16::from_f32(x).to_le_bytes()),
+        Kind::F64 => all(values, |x| f64::from(x).to_le_bytes()),
+        _ => all(values, f32::to_le_bytes),
+    }
+}
+
+/// Files of a checkpoint that hold weights, and lists of such files.
+fn holds_weights(name: &str) -> bool {
+    let ends = [".safetensors", ".bin", ".pt", ".pth", ".index.json"];
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+/// The plain files of a folder by name, in order.
+fn files(dir: &Path) -> Result<Vec<(String, PathBuf)>, ConvertError> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(file_error(dir))? {
+        let path = entry.map_err(file_error(dir))?.path();
+        let name = path.file_name().unwrap_or_default();
+        if path.is_file() {
+            files.push((name.to_string_lossy().into_owned(), path));
+        }
+    }
+    files.sort();
+    Ok(files)
 }

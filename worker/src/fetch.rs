@@ -1,15 +1,20 @@
 //! Brings a checkpoint to this machine: from the Hugging Face hub into its usual
-//! cache layout, or one file by HTTPS. Downloads go in several ranges at once,
+//! cache layout, from a folder of an object store into the same, or one file by HTTPS. Downloads go in several ranges at once,
 //! go on where they were cut, are checked, and appear under their name only when
 //! whole. What is in the cache already needs no network.
 
+mod bucket;
 mod download;
 mod hub;
+mod lock;
+mod origin;
+mod snapshot;
 mod source;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use bucket::{Settings, Store};
 pub use download::Progress;
 pub use source::{BadSource, Source};
 
@@ -44,6 +49,14 @@ pub enum FetchError {
         /// HTTP status.
         status: u16,
     },
+    /// An object store refused, or could not be reached.
+    #[error("fetch {url}: the store failed{}", store_hint(source))]
+    Store {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        source: Box<object_store::Error>,
+    },
     /// What came is not what was promised.
     #[error("fetch {url}: {problem}")]
     Wrong {
@@ -62,6 +75,48 @@ pub enum FetchError {
     },
 }
 
+impl FetchError {
+    /// Wraps what a store says of `url`.
+    fn in_store(url: &str) -> impl Fn(object_store::Error) -> Self + Send + use<> {
+        let url = url.to_owned();
+        move |source| Self::Store {
+            url: url.clone(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Whether asking again can only fail again.
+    fn is_final(&self) -> bool {
+        use object_store::Error;
+        match self {
+            Self::Write { .. } => true,
+            Self::Status { status, .. } => (400..500).contains(status),
+            Self::Store { source, .. } => matches!(
+                source.as_ref(),
+                Error::NotFound { .. }
+                    | Error::Precondition { .. }
+                    | Error::PermissionDenied { .. }
+                    | Error::Unauthenticated { .. }
+                    | Error::InvalidPath { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
+fn store_hint(error: &object_store::Error) -> &'static str {
+    use object_store::Error;
+    match error {
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+            ": set credentials that may read it, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
+             GOOGLE_SERVICE_ACCOUNT_KEY, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+        }
+        Error::NotFound { .. } => ": check the bucket's name and the path",
+        Error::Precondition { .. } => ": the file changed while it was fetched; fetch again",
+        _ => "",
+    }
+}
+
 fn hint(status: u16) -> &'static str {
     match status {
         401 | 403 => ": set HF_TOKEN to a token that may read it",
@@ -77,6 +132,7 @@ pub struct Fetcher {
     cache: PathBuf,
     endpoint: String,
     token: Option<String>,
+    settings: Settings,
 }
 
 impl Fetcher {
@@ -113,7 +169,14 @@ impl Fetcher {
             cache: cache.to_owned(),
             endpoint,
             token,
+            settings: bucket::settings(),
         })
+    }
+
+    /// The same with other settings for object stores than the environment's.
+    #[must_use]
+    pub fn with_settings(self, settings: Settings) -> Self {
+        Self { settings, ..self }
     }
 
     /// The local folder or file of `source`, fetched first if need be.
@@ -129,6 +192,11 @@ impl Fetcher {
             Source::Local(path) if path.exists() => Ok(path.clone()),
             Source::Local(path) => Err(FetchError::NoSuchPath { path: path.clone() }),
             Source::Hub { id, revision } => self.snapshot(id, revision, on_progress).await,
+            Source::Bucket {
+                store,
+                bucket,
+                path,
+            } => self.bucket(*store, bucket, path, on_progress).await,
             Source::Https { url, sha256 } => self.file(url, sha256, on_progress).await,
         }
     }
@@ -152,14 +220,21 @@ impl Fetcher {
         if path.is_file() {
             return Ok(path);
         }
+        let _lock = lock::Lock::of(&folder).await?;
+        if path.is_file() {
+            return Ok(path);
+        }
         let wanted = download::Wanted {
             url,
-            token: None,
+            origin: &origin::Origin::Http {
+                client: &self.client,
+                token: None,
+            },
             size: None,
             sha256: Some(sha256),
             path: &path,
         };
-        download::fetch(&self.client, &wanted, on_progress).await?;
+        download::fetch(&wanted, on_progress).await?;
         Ok(path)
     }
 }

@@ -5,15 +5,20 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::checkpoint;
 use crate::config::{ConfigError, Layout, ModelConfig};
 use crate::image::{
     DecodeError, ImageProcessor, Limits, ProcessorConfig, ProcessorError, Size, read_header,
 };
 use crate::kernels::attention::HeadCache;
+use crate::matmul::WeightFormat;
+use crate::model::LoadOptions;
 use crate::prompt::{
     ConversationError, Message, Part, Piece, PromptError, PromptRenderer, Role, Template,
     render_text,
 };
+use crate::tokenize::TokenizerError;
+use crate::weights::Weights;
 
 /// The id that LLaVA writes for an image in its own layout.
 const ORIGINAL_IMAGE_ID: i64 = -200;
@@ -25,6 +30,10 @@ pub struct Question {
     pub model: Option<PathBuf>,
     /// Folder of its vision tower.
     pub vision_tower: Option<PathBuf>,
+    /// Folder of the language model under an adapter or a projector.
+    pub base: Option<PathBuf>,
+    /// Form in which the language model's weights would be kept.
+    pub format: WeightFormat,
     /// Conversation template to use instead of the checkpoint's own.
     pub template: Option<String>,
     /// Picture files.
@@ -121,14 +130,24 @@ pub struct TokenReport {
 /// Memory in bytes, on a CPU.
 #[derive(Debug, Serialize)]
 pub struct MemoryReport {
-    /// The weights' files.
-    pub weights: u64,
+    /// The form of the language model's weights that this is for.
+    pub quantization: String,
+    /// Language model and projector, the base's and an adapter's part included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language_model: Option<u64>,
+    /// The vision tower, wherever it lies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision_tower: Option<u64>,
     /// Keys and values of one token.
     pub per_token: u64,
     /// Keys and values of a sequence of full length.
     pub per_sequence: u64,
-    /// Weights and one such sequence.
-    pub total: u64,
+    /// Weights and one such sequence; absent where the weights are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Why the weights could not be counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
 }
 
 /// Why there is no report.
@@ -180,14 +199,20 @@ pub fn report(question: &Question) -> Result<Report, InspectError> {
         return without_model(question, pictures, messages.as_deref());
     };
     let model = ModelConfig::read(dir, question.vision_tower.as_deref())?;
-    let renderer = PromptRenderer::from_checkpoint(dir, &model, question.template.as_deref())?;
+    let renderer = match PromptRenderer::from_checkpoint(dir, &model, question.template.as_deref())
+    {
+        // Sizes and memory can be told without words.
+        Err(PromptError::Tokenizer(TokenizerError::Missing { .. })) if messages.is_none() => None,
+        renderer => Some(renderer?),
+    };
     let images = match pictures.is_empty() {
         true => pictures,
         false => with_tokens(dir, &model, pictures)?,
     };
-    let prompt = messages
-        .map(|messages| renderer.render(&messages))
-        .transpose()?;
+    let prompt = match (&renderer, messages) {
+        (Some(renderer), Some(messages)) => Some(renderer.render(&messages)?),
+        _ => None,
+    };
     let image_tokens: usize = images.iter().filter_map(|image| image.tokens).sum();
     let text = prompt.as_ref().map_or(0, |prompt| prompt.text_tokens());
     let slot = model.image_token.map_or(ORIGINAL_IMAGE_ID, i64::from);
@@ -197,7 +222,7 @@ pub fn report(question: &Question) -> Result<Report, InspectError> {
     };
     let total = text + image_tokens;
     Ok(Report {
-        template: renderer.template().map(|template| template.names[0]),
+        template: renderer.and_then(|renderer| Some(renderer.template()?.names[0])),
         token_ids: prompt
             .as_ref()
             .map(|prompt| prompt.pieces.iter().flat_map(ids).collect()),
@@ -213,7 +238,7 @@ pub fn report(question: &Question) -> Result<Report, InspectError> {
             total,
             left: model.max_length.saturating_sub(total),
         }),
-        memory: Some(memory(dir, &model)?),
+        memory: Some(memory(dir, question, &model)),
         model: Some(ModelReport {
             family: model.family.name(),
             layout: match model.layout {
@@ -305,30 +330,70 @@ fn messages(question: &Question, images: usize) -> Result<Option<Vec<Message>>, 
     Ok(Some(messages.clone()))
 }
 
-fn memory(dir: &Path, model: &ModelConfig) -> Result<MemoryReport, InspectError> {
-    let read = |source| InspectError::Read {
-        path: dir.to_owned(),
-        source,
+/// What loading and one sequence take. A checkpoint without its weights, or without the base
+/// that they lie on, is reported all the same.
+fn memory(dir: &Path, question: &Question, model: &ModelConfig) -> MemoryReport {
+    let options = LoadOptions {
+        base: question.base.clone(),
+        vision_tower: question.vision_tower.clone(),
+        ..LoadOptions::default()
     };
-    let mut weights = 0;
-    for entry in std::fs::read_dir(dir).map_err(read)? {
-        let entry = entry.map_err(read)?;
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|kind| kind == "safetensors" || kind == "bin")
-        {
-            weights += std::fs::metadata(entry.path()).map_err(read)?.len();
-        }
-    }
+    let counted = checkpoint::open(dir, &options).map(|(config, weights)| {
+        let tower = bytes(&weights, &config, WeightFormat::Dense, true);
+        (bytes(&weights, &config, question.format, false), tower)
+    });
     let text = &model.text;
     let per_token =
         (text.layers * text.kv_heads * HeadCache::bytes_per_position(text.head_dim)) as u64;
     let per_sequence = per_token * model.max_length as u64;
-    Ok(MemoryReport {
-        weights,
+    let (language_model, vision_tower) = counted.as_ref().ok().copied().unzip();
+    MemoryReport {
+        quantization: question.format.to_string(),
+        language_model,
+        vision_tower,
         per_token,
         per_sequence,
-        total: weights + per_sequence,
-    })
+        total: language_model
+            .zip(vision_tower)
+            .map(|(language, tower)| language + tower + per_sequence),
+        missing: counted.err().map(|error| error.to_string()),
+    }
+}
+
+/// Bytes of the tensors that loading keeps, of the tower or of all else.
+fn bytes(weights: &Weights, config: &ModelConfig, format: WeightFormat, tower: bool) -> u64 {
+    let kept = |ours: &str| {
+        // Layers behind the one whose output is taken are never read.
+        let layer = ours.strip_prefix("vision.encoder.layers.");
+        let layer = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        layer.is_none_or(|layer| layer < config.tower_layers)
+    };
+    let one = |ours: &str| {
+        let raw = weights.raw(ours)?;
+        let elements = raw.shape.iter().product::<usize>();
+        let product = raw.shape.len() == 2 && !ours.contains("embed");
+        let format = if ours.starts_with("head.") {
+            format.of_head()
+        } else {
+            format
+        };
+        // A merged weight may need f32, one with 16 bits keeps them.
+        let wide = if weights.is_adapted(ours) {
+            4
+        } else {
+            raw.kind.bytes()?.min(4)
+        };
+        Some(match format {
+            WeightFormat::Int8 if product => elements + elements / 32,
+            WeightFormat::Int4 if product => elements / 2 + elements / 16,
+            _ => elements * wide,
+        } as u64)
+    };
+    let mine = |ours: &&str| ours.starts_with("vision.") == tower && kept(ours);
+    weights
+        .names()
+        .into_iter()
+        .filter(mine)
+        .filter_map(one)
+        .sum()
 }

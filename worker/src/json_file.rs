@@ -36,6 +36,13 @@ pub enum JsonFileError {
     },
 }
 
+impl JsonFileError {
+    /// Whether the file is not there at all.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// Reads and parses a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, JsonFileError> {
     let bytes = read_bounded(path).map_err(|source| JsonFileError::Read {

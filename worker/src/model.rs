@@ -17,114 +17,27 @@
 //! # }
 //! ```
 
+mod batch;
+mod load;
+
+pub use batch::{ForwardError, Logits, Part};
+pub use load::{DeviceChoice, LoadError, LoadOptions};
+
 use crate::arch::decoder::Decoder;
-use crate::arch::linear::Reader;
 use crate::arch::merge::merge;
 use crate::arch::projector::Projector;
 use crate::arch::tower::Tower;
-use crate::checkpoint;
-use crate::config::{ConfigError, Family, ModelConfig};
-use crate::input::{ImageFeatures, Piece, positions};
+use crate::config::{Family, ModelConfig};
+use crate::input::{ImageFeatures, Piece};
 use crate::kv::{KvCache, KvShape, Rows, Span};
-use crate::matmul::{Maker, WeightFormat};
+use crate::matmul::Maker;
 use crate::pixels::PixelValues;
-use crate::weights::WeightsError;
-use candle_core::{DType, Device, Tensor};
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::cell::Cell;
-use std::path::{Path, PathBuf};
+use candle_core::{DType, Tensor};
+use rayon::ThreadPool;
 
 /// Tiles that go through the tower together: more would not be faster, and
 /// each takes some 20 MB inside the tower.
 const TILES_AT_ONCE: usize = 4;
-
-/// How to load a checkpoint.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// In what form the weights are kept.
-    pub format: WeightFormat,
-    /// Where the model runs.
-    pub device: DeviceChoice,
-    /// Longest sequence in tokens; the checkpoint's own where absent or shorter.
-    pub context: Option<usize>,
-    /// The language model under a checkpoint that holds only a projector or LoRA.
-    pub base: Option<PathBuf>,
-    /// Folder of the vision tower, for checkpoints of the original layout that only name it.
-    pub vision_tower: Option<PathBuf>,
-    /// Threads for the CPU; one for each processor where absent.
-    pub threads: Option<usize>,
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The processors, in f32.
-    #[default]
-    Cpu,
-    /// A CUDA device by its number, in bf16; needs the feature `cuda`.
-    Cuda(usize),
-}
-
-/// Why a checkpoint could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// `config.json` cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The weights cannot be used.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// A checkpoint that holds only a part needs the rest.
-    #[error("{dir} holds only {what}: name the language model that it belongs to with --base")]
-    NeedsBase {
-        /// The checkpoint.
-        dir: PathBuf,
-        /// What it holds.
-        what: &'static str,
-    },
-    /// A tower that is only named was not found.
-    #[error(
-        "{dir} names the vision tower `{name}` and does not hold it: put the tower's folder beside the checkpoint \
-         or name it with --vision-tower"
-    )]
-    NeedsTower {
-        /// The checkpoint.
-        dir: PathBuf,
-        /// The tower's name in `config.json`.
-        name: String,
-    },
-    /// The device refused.
-    #[error("failed to place the model on its device")]
-    Device(#[from] candle_core::Error),
-    /// The threads could not be started.
-    #[error("failed to start the model's threads")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
-}
-
-/// Why a model could not run. Faults of one part are found before anything is
-/// computed, and leave the cache as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    /// A part asks for something that cannot be.
-    #[error("part {part} of the batch {problem}")]
-    Part {
-        /// Its index.
-        part: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// An image does not fit the tower.
-    #[error("image {image} {problem}")]
-    Image {
-        /// Its index.
-        image: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The device failed.
-    #[error("failed to run the model")]
-    Device(#[from] candle_core::Error),
-}
 
 /// What a loaded model is.
 #[derive(Debug, Clone)]
@@ -160,125 +73,7 @@ pub struct Model {
     threads: ThreadPool,
 }
 
-/// What one sequence adds to a batch: a chunk of its prompt, or its last token.
-#[derive(Debug, Clone)]
-pub struct Part {
-    /// Slot of the KV cache that holds the sequence; each at most once in a batch.
-    pub slot: usize,
-    /// Position of the first token; what the slot already holds.
-    pub start: usize,
-    /// What comes next in the sequence.
-    pub input: Vec<Piece>,
-    /// Whether the logits after the last position are wanted.
-    pub logits: bool,
-}
-
-impl Part {
-    /// A prompt, or the last chunk of one, whose logits are wanted.
-    pub fn prompt(slot: usize, start: usize, input: Vec<Piece>) -> Self {
-        Self {
-            slot,
-            start,
-            input,
-            logits: true,
-        }
-    }
-
-    /// The one token that was sampled last.
-    pub fn token(slot: usize, start: usize, token: u32) -> Self {
-        Self::prompt(slot, start, vec![Piece::Tokens(vec![token])])
-    }
-}
-
-/// What came out of a batch.
-#[derive(Debug, Clone)]
-pub struct Logits {
-    values: Vec<f32>,
-    vocab: usize,
-    rows: Vec<Option<usize>>,
-}
-
-impl Logits {
-    /// The logits `[vocab]` of part `part`, if it wanted them.
-    pub fn row(&self, part: usize) -> Option<&[f32]> {
-        let row = (*self.rows.get(part)?)?;
-        self.values.get(row * self.vocab..(row + 1) * self.vocab)
-    }
-}
-
 impl Model {
-    /// Loads the checkpoint in `dir`. `progress` is called with the share of
-    /// the weights that has been read, from 0 to 1.
-    ///
-    /// # Errors
-    /// Names the file, and the field or tensor, that cannot be used.
-    pub fn load(
-        dir: &Path,
-        options: &LoadOptions,
-        progress: &dyn Fn(f64),
-    ) -> Result<Self, LoadError> {
-        let (config, weights) = checkpoint::open(dir, options)?;
-        let (device, dtype) = match options.device {
-            DeviceChoice::Cpu => (Device::Cpu, DType::F32),
-            DeviceChoice::Cuda(index) => (Device::new_cuda(index)?, DType::BF16),
-        };
-        let threads = ThreadPoolBuilder::new()
-            .num_threads(options.threads.unwrap_or(0))
-            .thread_name(|index| format!("model-{index}"))
-            .build()?;
-        let maker = Maker::new(device, dtype);
-        let (total, read) = (weights.elements().max(1), Cell::new(0usize));
-        let count = |elements: usize| {
-            read.set(read.get() + elements);
-            progress((read.get() as f64 / total as f64).min(1.0));
-        };
-        let reader = Reader {
-            weights: &weights,
-            maker: &maker,
-            progress: &count,
-        };
-        let text_maker = maker.with_format(options.format);
-        let head_maker = maker.with_format(options.format.of_head());
-        let text_reader = Reader {
-            maker: &text_maker,
-            ..reader
-        };
-        let head_reader = Reader {
-            maker: &head_maker,
-            ..reader
-        };
-        let newline = if config.image.newline {
-            Some(reader.tensor("newline", &[config.text.hidden])?)
-        } else {
-            None
-        };
-        let tower = Tower::load(reader, &config)?;
-        let projector = Projector::load(text_reader, &config)?;
-        let decoder = Decoder::load(text_reader, head_reader, &config.text)?;
-        progress(1.0);
-        let shape = kv_shape(&config);
-        let info = ModelInfo {
-            family: config.family,
-            vocab: config.text.vocab,
-            context: options.context.unwrap_or(usize::MAX).min(config.max_length),
-            eos: config.text.eos.clone(),
-            image_token: config.image_token,
-            kv_bytes_per_token: shape.bytes_per_token(maker.device(), maker.dtype()),
-            image_bytes_per_token: config.text.hidden * maker.dtype().size_in_bytes(),
-            weight_bytes: decoder.bytes() + tower.bytes() + projector.bytes(),
-        };
-        Ok(Self {
-            config,
-            info,
-            maker,
-            tower,
-            projector,
-            newline,
-            decoder,
-            threads,
-        })
-    }
-
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.info
@@ -442,74 +237,6 @@ impl Model {
             }
         }
         Ok(Tensor::cat(&parts, 0)?)
-    }
-
-    fn spans(&self, kv: &KvCache, batch: &[Part]) -> Result<Vec<Span>, ForwardError> {
-        let mut row = 0;
-        let mut taken = vec![false; kv.slots()];
-        let mut spans = Vec::with_capacity(batch.len());
-        for (index, part) in batch.iter().enumerate() {
-            let wrong = |problem: String| ForwardError::Part {
-                part: index,
-                problem,
-            };
-            let count = positions(&part.input);
-            match taken.get_mut(part.slot) {
-                None => {
-                    return Err(wrong(format!(
-                        "names slot {}, but there are {}",
-                        part.slot,
-                        kv.slots()
-                    )));
-                }
-                Some(true) => return Err(wrong(format!("names slot {} again", part.slot))),
-                Some(free) => *free = true,
-            }
-            if part.start != kv.len(part.slot) {
-                return Err(wrong(format!(
-                    "begins at position {}, but its slot holds {} tokens",
-                    part.start,
-                    kv.len(part.slot)
-                )));
-            }
-            if count == 0 {
-                return Err(wrong("is empty".to_owned()));
-            }
-            if part.start + count > kv.capacity() {
-                return Err(wrong(format!(
-                    "needs {} tokens, but a slot holds {}",
-                    part.start + count,
-                    kv.capacity()
-                )));
-            }
-            for piece in &part.input {
-                match piece {
-                    Piece::Tokens(ids) => {
-                        if let Some(id) = ids.iter().find(|id| **id as usize >= self.info.vocab) {
-                            return Err(wrong(format!(
-                                "has token {id}, but the vocabulary has {}",
-                                self.info.vocab
-                            )));
-                        }
-                    }
-                    Piece::Image { features, rows } if rows.end > features.tokens() => {
-                        return Err(wrong(format!(
-                            "takes rows {rows:?} of an image of {}",
-                            features.tokens()
-                        )));
-                    }
-                    Piece::Image { .. } => {}
-                }
-            }
-            spans.push(Span {
-                slot: part.slot,
-                start: part.start,
-                row,
-                count,
-            });
-            row += count;
-        }
-        Ok(spans)
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::image::Size;
 use crate::inspect::{Question, report};
+use crate::matmul::WeightFormat;
 use crate::prompt::Message;
 
 /// Shows a checkpoint, a rendered prompt with its token ids, and what images cost.
@@ -22,6 +23,12 @@ pub(super) struct InspectArgs {
     /// Folder of the vision tower, for a checkpoint that only names it.
     #[arg(long, value_name = "DIR")]
     vision_tower: Option<PathBuf>,
+    /// Folder of the language model under a LoRA or projector-only checkpoint.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Form of the language model's weights to count the memory for: none, int8 or int4.
+    #[arg(long, value_name = "FORM", default_value_t)]
+    quantization: WeightFormat,
     /// Conversation template to use instead of the checkpoint's own.
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
@@ -60,6 +67,8 @@ impl InspectArgs {
         let answer = report(&Question {
             model: self.model,
             vision_tower: self.vision_tower,
+            base: self.base,
+            format: self.quantization,
             template: self.template,
             images: self.image,
             sizes: self.image_size,

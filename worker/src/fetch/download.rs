@@ -1,6 +1,6 @@
-//! One file by HTTP: in ranges, several at once, each noted when it is on disk, so
-//! that a later attempt asks only for the rest. The file takes its name when its
-//! length and digest are right.
+//! One file: in ranges, several at once, each noted when it is on disk, so that a
+//! later attempt asks only for the rest. The file takes its name when its length
+//! and digest are right.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
-use reqwest::{Client, Response, StatusCode};
 use sha2::{Digest, Sha256};
 
 use super::FetchError;
+use super::origin::{Answer, Origin};
 
 /// Bytes asked for in one request.
 const PART: u64 = 16 << 20;
@@ -38,8 +37,9 @@ pub struct Progress {
 
 /// A file to fetch.
 pub(super) struct Wanted<'a> {
+    /// How messages call it.
     pub(super) url: &'a str,
-    pub(super) token: Option<&'a str>,
+    pub(super) origin: &'a Origin<'a>,
     pub(super) size: Option<u64>,
     pub(super) sha256: Option<&'a str>,
     pub(super) path: &'a Path,
@@ -47,16 +47,14 @@ pub(super) struct Wanted<'a> {
 
 /// Fetches a file to its path.
 pub(super) async fn fetch(
-    client: &Client,
     wanted: &Wanted<'_>,
     on_progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<(), FetchError> {
     let partial = Partial::open(wanted.path)?;
-    let first = ask(client, wanted, 0, PART - 1).await?;
-    let ranged = first.status() == StatusCode::PARTIAL_CONTENT;
-    let Some(total) = total_of(&first).filter(|_| ranged) else {
+    let first = wanted.origin.ask(wanted.url, 0, PART - 1).await?;
+    let Some(total) = first.total else {
         // No ranges here: the answer is the whole file.
-        let written = partial.write_all(wanted.url, first).await?;
+        let written = partial.write_all(first).await?;
         return finish(wanted, partial, written);
     };
     if wanted.size.is_some_and(|size| size != total) {
@@ -100,7 +98,7 @@ pub(super) async fn fetch(
                 if failed.load(Ordering::Relaxed) {
                     return Ok(0);
                 }
-                let result = one_part(client, wanted, partial, part, length(part), answer).await;
+                let result = one_part(wanted, partial, part, length(part), answer).await;
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 result
             }
@@ -120,12 +118,11 @@ pub(super) async fn fetch(
 }
 
 async fn one_part(
-    client: &Client,
     wanted: &Wanted<'_>,
     partial: &Partial,
     part: u64,
     length: u64,
-    mut answer: Option<Response>,
+    mut answer: Option<Answer>,
 ) -> Result<u64, FetchError> {
     let start = part * PART;
     let mut attempt = 1;
@@ -133,62 +130,24 @@ async fn one_part(
         let tried = async {
             let answer = match answer.take() {
                 Some(answer) => answer,
-                None => ask(client, wanted, start, start + length - 1).await?,
+                None => {
+                    wanted
+                        .origin
+                        .ask(wanted.url, start, start + length - 1)
+                        .await?
+                }
             };
             partial.write_part(wanted.url, answer, start, length).await
         };
         match tried.await {
             Ok(()) => break,
-            Err(
-                error @ (FetchError::Write { .. }
-                | FetchError::Status {
-                    status: 400..=499, ..
-                }),
-            ) => return Err(error),
-            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(error) if error.is_final() || attempt == ATTEMPTS => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(100 << attempt)).await,
         }
         attempt += 1;
     }
     partial.note(part)?;
     Ok(length)
-}
-
-async fn ask(
-    client: &Client,
-    wanted: &Wanted<'_>,
-    start: u64,
-    end: u64,
-) -> Result<Response, FetchError> {
-    let url = wanted.url.to_owned();
-    let mut request = client
-        .get(wanted.url)
-        .header(RANGE, format!("bytes={start}-{end}"));
-    if let Some(token) = wanted.token {
-        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-    }
-    match request.send().await {
-        Ok(answer) if answer.status().is_success() => Ok(answer),
-        Ok(answer) => Err(FetchError::Status {
-            url,
-            status: answer.status().as_u16(),
-        }),
-        Err(source) => Err(FetchError::Request { url, source }),
-    }
-}
-
-/// The whole length in `Content-Range: bytes 0-9/100`.
-fn total_of(answer: &Response) -> Option<u64> {
-    answer
-        .headers()
-        .get(CONTENT_RANGE)?
-        .to_str()
-        .ok()?
-        .rsplit('/')
-        .next()?
-        .parse()
-        .ok()
-        .filter(|total| *total > 0)
 }
 
 /// Checks what is on disk and gives it its name.
@@ -251,8 +210,8 @@ fn write_error(path: &Path) -> impl Fn(io::Error) -> FetchError {
     }
 }
 
-/// A file on its way: its bytes, and which parts of them are there. Locked, so
-/// that of two processes with one cache the second waits and finds the file.
+/// A file on its way: its bytes, and which parts of them are there. Whoever opens one
+/// holds the lock of its place in the cache.
 struct Partial {
     data: PathBuf,
     notes: PathBuf,
@@ -274,8 +233,6 @@ impl Partial {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true);
         let file = options.open(&data).map_err(write_error(&data))?;
-        file.try_lock()
-            .map_err(|error| write_error(&data)(error.into()))?;
         let noted = OpenOptions::new()
             .create(true)
             .append(true)
@@ -312,17 +269,14 @@ impl Partial {
     async fn write_part(
         &self,
         url: &str,
-        answer: Response,
+        answer: Answer,
         start: u64,
         length: u64,
     ) -> Result<(), FetchError> {
         let mut at = 0;
-        let mut body = answer.bytes_stream();
+        let mut body = answer.body;
         while let Some(bytes) = body.next().await {
-            let bytes = bytes.map_err(|source| FetchError::Request {
-                url: url.to_owned(),
-                source,
-            })?;
+            let bytes = bytes?;
             if at + bytes.len() as u64 > length {
                 break;
             }
@@ -341,15 +295,12 @@ impl Partial {
         })
     }
 
-    async fn write_all(&self, url: &str, answer: Response) -> Result<u64, FetchError> {
+    async fn write_all(&self, answer: Answer) -> Result<u64, FetchError> {
         self.file.set_len(0).map_err(write_error(&self.data))?;
         let mut at = 0;
-        let mut body = answer.bytes_stream();
+        let mut body = answer.body;
         while let Some(bytes) = body.next().await {
-            let bytes = bytes.map_err(|source| FetchError::Request {
-                url: url.to_owned(),
-                source,
-            })?;
+            let bytes = bytes?;
             self.file
                 .write_all_at(&bytes, at)
                 .map_err(write_error(&self.data))?;

@@ -3,16 +3,16 @@
 //! revisions to commits. Python's tools find what is fetched here, and the reverse.
 
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use reqwest::header::AUTHORIZATION;
 use serde::Deserialize;
 
-use super::download::{self, Progress, Wanted};
+use super::download::Progress;
+use super::origin::Origin;
+use super::snapshot::{self, File};
 use super::{FetchError, Fetcher};
 
-/// Endings of the files that a checkpoint is made of.
-const ENDINGS: &[&str] = &[".json", ".jinja", ".safetensors", ".model", ".txt"];
 /// Longest listing of a repository that is read, in bytes.
 const LONGEST_LISTING: usize = 16 << 20;
 
@@ -66,9 +66,10 @@ impl Fetcher {
         };
         let snapshot = folder.join("snapshots").join(&listing.sha);
         if !snapshot.is_dir() {
-            self.fill(id, &listing, &folder, on_progress).await?;
+            let files = self.files(id, &listing)?;
+            snapshot::fill(&folder, &listing.sha, &files, on_progress).await?;
         }
-        write_whole(&reference, &listing.sha)?;
+        snapshot::write_whole(&reference, &listing.sha)?;
         Ok(snapshot)
     }
 
@@ -111,115 +112,58 @@ impl Fetcher {
         if !is_commit(&listing.sha) {
             return Err(wrong("the listing names no commit".to_owned()));
         }
-        match listing
-            .siblings
-            .iter()
-            .find(|file| !is_safe(&file.rfilename))
-        {
-            Some(file) => Err(wrong(format!(
-                "the file name {:?} leads out of the folder",
-                file.rfilename
+        match listing.names().iter().find(|name| !snapshot::is_safe(name)) {
+            Some(name) => Err(wrong(format!(
+                "the file name {name:?} leads out of the folder"
             ))),
             None => Ok(listing),
         }
     }
 
-    /// Fetches every file that matters, then puts the snapshot in place in one step.
-    async fn fill(
-        &self,
-        id: &str,
-        listing: &Listing,
-        folder: &Path,
-        on_progress: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), FetchError> {
-        let snapshots = folder.join("snapshots");
-        let building = snapshots.join(format!(".{}.building", listing.sha));
-        if building.is_dir() {
-            fs::remove_dir_all(&building).map_err(write_error(&building))?;
-        }
-        for file in wanted(&listing.siblings) {
-            let name = &file.rfilename;
-            let sha256 = file.lfs.as_ref().map(|lfs| lfs.sha256.as_str());
-            let digest = sha256
-                .or(file.blob_id.as_deref())
-                .filter(|digest| digest.chars().all(|c| c.is_ascii_hexdigit()));
-            let url = format!("{}/{id}/resolve/{}/{name}", self.endpoint, listing.sha);
-            let Some(digest) = digest.filter(|digest| digest.len() >= 40) else {
+    /// Every file that matters, and where its contents are.
+    fn files(&self, id: &str, listing: &Listing) -> Result<Vec<File<'_>>, FetchError> {
+        let all = listing.names();
+        let wanted = |file: &&Sibling| snapshot::matters(&file.rfilename, &all);
+        let one = |file: &Sibling| {
+            let url = format!(
+                "{}/{id}/resolve/{}/{}",
+                self.endpoint, listing.sha, file.rfilename
+            );
+            let sha256 = file.lfs.as_ref().map(|lfs| lfs.sha256.clone());
+            let digest = sha256.as_ref().or(file.blob_id.as_ref()).filter(|digest| {
+                digest.len() >= 40 && digest.chars().all(|c| c.is_ascii_hexdigit())
+            });
+            let Some(digest) = digest.cloned() else {
                 return Err(FetchError::Wrong {
                     url,
                     problem: "the listing gives no digest for it".to_owned(),
                 });
             };
-            let blob = folder.join("blobs").join(digest);
-            if !blob.is_file() {
-                let wanted = Wanted {
-                    url: &url,
+            Ok(File {
+                name: file.rfilename.clone(),
+                blob: digest,
+                size: file.size,
+                sha256,
+                origin: Origin::Http {
+                    client: &self.client,
                     token: self.token.as_deref(),
-                    size: file.size,
-                    sha256,
-                    path: &blob,
-                };
-                download::fetch(&self.client, &wanted, &|progress| {
-                    on_progress(Progress {
-                        file: name.clone(),
-                        ..progress
-                    });
-                })
-                .await?;
-            }
-            link(&building.join(name), name, digest)?;
-        }
-        let whole = snapshots.join(&listing.sha);
-        fs::rename(&building, &whole).map_err(write_error(&whole))
+                },
+                url,
+            })
+        };
+        listing.siblings.iter().filter(wanted).map(one).collect()
     }
 }
 
-/// The files of a checkpoint; pickled weights only where there are no others.
-fn wanted(files: &[Sibling]) -> impl Iterator<Item = &Sibling> {
-    let safe = files
-        .iter()
-        .any(|file| file.rfilename.ends_with(".safetensors"));
-    files.iter().filter(move |file| {
-        let name = file.rfilename.as_str();
-        ENDINGS.iter().any(|ending| name.ends_with(ending)) || !safe && name.ends_with(".bin")
-    })
-}
-
-/// Links `path`, which is `name` inside a snapshot, to its blob.
-fn link(path: &Path, name: &str, digest: &str) -> Result<(), FetchError> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(write_error(folder))?;
-    }
-    let up = "../".repeat(Path::new(name).components().count() + 1);
-    std::os::unix::fs::symlink(format!("{up}blobs/{digest}"), path).map_err(write_error(path))
-}
-
-fn write_whole(path: &Path, text: &str) -> Result<(), FetchError> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(write_error(folder))?;
-    }
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, text)
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(write_error(path))
-}
-
-fn write_error(path: &Path) -> impl Fn(std::io::Error) -> FetchError {
-    let path = path.to_owned();
-    move |source| FetchError::Write {
-        path: path.clone(),
-        source,
+impl Listing {
+    fn names(&self) -> Vec<&str> {
+        self.siblings
+            .iter()
+            .map(|file| file.rfilename.as_str())
+            .collect()
     }
 }
 
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.chars().all(|c| c.is_ascii_hexdigit())
-}
-
-/// Whether a name stays inside its folder.
-fn is_safe(name: &str) -> bool {
-    !name.is_empty()
-        && Path::new(name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
 }

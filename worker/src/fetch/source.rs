@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::bucket::Store;
+
 /// A checkpoint's source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -14,6 +16,15 @@ pub enum Source {
         id: String,
         /// Branch, tag or commit.
         revision: String,
+    },
+    /// `s3://bucket/path`, `gs://bucket/path` or `az://container/path`: a folder.
+    Bucket {
+        /// Which kind of store.
+        store: Store,
+        /// Bucket or container.
+        bucket: String,
+        /// Folder inside, without slashes at its ends.
+        path: String,
     },
     /// `https://…#sha256=…`: one file.
     Https {
@@ -73,8 +84,34 @@ impl FromStr for Source {
                 )),
             };
         }
+        for store in [Store::S3, Store::Gcs, Store::Azure] {
+            let rest = text
+                .strip_prefix(store.scheme())
+                .and_then(|rest| rest.strip_prefix("://"));
+            let Some(rest) = rest else { continue };
+            let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let path = path.trim_end_matches('/');
+            let good = |part: &str| !part.is_empty() && part != "." && part != "..";
+            let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if !good(bucket)
+                || !bucket.chars().all(letter)
+                || path.is_empty()
+                || !path.split('/').all(good)
+            {
+                return Err(bad(
+                    "expected a bucket and a folder in it, as in s3://bucket/path",
+                ));
+            }
+            return Ok(Self::Bucket {
+                store,
+                bucket: bucket.to_owned(),
+                path: path.to_owned(),
+            });
+        }
         if text.contains("://") {
-            return Err(bad("known are a path, hf:// and https://"));
+            return Err(bad(
+                "known are a path, hf://, s3://, gs://, az:// and https://",
+            ));
         }
         if text.is_empty() {
             return Err(bad("it is empty"));
@@ -96,6 +133,14 @@ mod tests {
         assert_eq!("hf://a/b".parse(), Ok(hub("a/b", "main")));
         assert_eq!("hf://a/b@refs/pr/1".parse(), Ok(hub("a/b", "refs/pr/1")));
         assert_eq!(
+            "gs://b/models/demo/".parse(),
+            Ok(Source::Bucket {
+                store: Store::Gcs,
+                bucket: "b".to_owned(),
+                path: "models/demo".to_owned(),
+            })
+        );
+        assert_eq!(
             "models/demo".parse(),
             Ok(Source::Local("models/demo".into()))
         );
@@ -108,6 +153,9 @@ mod tests {
             "https://x/y",
             "https://x/y#sha256=12",
             "ftp://x",
+            "s3://bucket",
+            "s3:///a",
+            "az://b/../c",
         ] {
             assert!(wrong.parse::<Source>().is_err(), "{wrong}");
         }

@@ -74,10 +74,9 @@ impl ProcessorConfig {
         };
         let clip = model.vision.kind == VisionKind::Clip;
         let tile = u32::try_from(model.vision.image_size).unwrap_or(u32::MAX);
-        let square = if clip {
-            file.square_mode()
-        } else {
-            Mode::Stretch
+        let square = match file.square_mode() {
+            Mode::Crop if !clip => Mode::Stretch,
+            mode => mode,
         };
         let alone = match model.image.aspect {
             Aspect::Pad => Mode::Pad,

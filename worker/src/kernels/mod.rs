@@ -10,6 +10,7 @@
 pub(crate) mod attention;
 mod block;
 pub(crate) mod packed;
+mod pages;
 pub(crate) mod pointwise;
 pub(crate) mod quantised;
 

@@ -2,6 +2,7 @@
 //! 32 output columns, each with the inner dimension running down.
 
 use super::block::{BF16, Block, F16, F32};
+use super::pages::{Pages, Plain};
 use super::{Instructions, PANEL, Shared};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -21,18 +22,18 @@ const FEW_ROWS: usize = 24;
 
 /// `[outputs, inputs]` weights as panels, in the narrowest element that holds
 /// every one of them exactly.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct PackedDense {
     panels: Panels,
     inputs: usize,
     outputs: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Panels {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    BF16(Vec<bf16>),
+    F32(Pages<f32>),
+    F16(Pages<f16>),
+    BF16(Pages<bf16>),
 }
 
 impl PackedDense {
@@ -163,13 +164,9 @@ impl Weights {
     }
 }
 
-fn pack<T: Copy + Default + Send + Sync>(
-    weights: &[f32],
-    inputs: usize,
-    narrow: fn(f32) -> T,
-) -> Vec<T> {
+fn pack<T: Plain>(weights: &[f32], inputs: usize, narrow: fn(f32) -> T) -> Pages<T> {
     let outputs = weights.len() / inputs.max(1);
-    let mut panels = vec![T::default(); outputs.div_ceil(PANEL) * PANEL * inputs];
+    let mut panels = Pages::zeroed(outputs.div_ceil(PANEL) * PANEL * inputs);
     panels
         .par_chunks_mut(PANEL * inputs)
         .zip(weights.par_chunks(PANEL * inputs))

@@ -4,11 +4,9 @@
 
 mod dense;
 mod packed;
-mod quantised;
 
 pub use dense::Dense;
 pub use packed::Packed;
-pub use quantised::Quantised;
 
 use candle_core::{DType, Device, Result, Tensor};
 use std::fmt::{self, Debug, Display};
@@ -132,9 +130,9 @@ impl Maker {
         inputs: usize,
     ) -> Result<Arc<dyn Product>> {
         Ok(match (self.device.is_cpu(), self.format) {
-            (true, WeightFormat::Dense) => Arc::new(Packed::new(&weights, outputs, inputs)),
-            (true, WeightFormat::Int8) => Arc::new(Quantised::int8(&weights, outputs, inputs)),
-            (true, WeightFormat::Int4) => Arc::new(Quantised::int4(&weights, outputs, inputs)),
+            (true, WeightFormat::Dense) => Arc::new(Packed::dense(&weights, outputs, inputs)),
+            (true, WeightFormat::Int8) => Arc::new(Packed::int8(&weights, outputs, inputs)),
+            (true, WeightFormat::Int4) => Arc::new(Packed::int4(&weights, outputs, inputs)),
             (false, WeightFormat::Dense) => Arc::new(Dense::new(
                 weights,
                 outputs,

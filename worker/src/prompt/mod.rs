@@ -13,6 +13,7 @@ mod template_text;
 pub use chat_template::ChatTemplateError;
 pub use conversation::ConversationError;
 pub use message::{Content, Message, Part, Role};
+pub(crate) use renderer::template_for;
 pub use renderer::{PromptError, PromptRenderer, render_text};
 pub use template::{Style, Template};
 

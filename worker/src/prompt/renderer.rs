@@ -237,7 +237,7 @@ pub fn render_text(
 }
 
 /// What a checkpoint without a template of its own was trained with.
-fn template_for(model: &ModelConfig) -> &'static Template {
+pub(crate) fn template_for(model: &ModelConfig) -> &'static Template {
     let name = match model.text.kind {
         TextKind::Mistral => "mistral_instruct",
         TextKind::Qwen2 => "qwen_1_5",

@@ -107,6 +107,21 @@ impl Adapter {
         Ok(Self { path, scale, pairs })
     }
 
+    /// Whether the weight that we call `ours` gets a part of the adapter.
+    pub(super) fn changes(&self, ours: &str) -> bool {
+        self.pairs.contains_key(ours)
+    }
+
+    /// Checks that the model has every weight that the adapter changes.
+    pub(super) fn check_fits(&self, has: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        match self.pairs.keys().filter(|ours| !has(ours)).min() {
+            Some(ours) => Err(self.wrong(format!(
+                "changes weight `{ours}`, which the model does not have: is the base another model?"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Adds `scale * up * down` to the `[outputs, inputs]` weight `ours`.
     pub(super) fn add_to(
         &self,

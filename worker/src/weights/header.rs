@@ -2,8 +2,10 @@
 //! every tensor lies inside the file, is as long as its shape says, and shares
 //! no byte with another.
 
-use serde::Deserialize;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 /// Element type of a tensor in a file.
@@ -28,7 +30,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn bytes(self) -> Option<usize> {
+    /// Bytes of one element, where the type is known.
+    pub fn bytes(self) -> Option<usize> {
         match self {
             Self::F64 | Self::I64 | Self::U64 => Some(8),
             Self::F32 | Self::I32 | Self::U32 => Some(4),
@@ -109,8 +112,46 @@ struct RawEntry {
     data_offsets: (u64, u64),
 }
 
-/// The largest header that is read.
-const MAX_HEADER: u64 = 64 << 20;
+/// The largest header that is read, in bytes: room for fifty thousand tensors.
+const MAX_HEADER: u64 = 8 << 20;
+
+/// The header's entries, or the text that the format keeps among them.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct RawHeader {
+    #[serde(deserialize_with = "entries")]
+    entries: BTreeMap<String, RawEntry>,
+}
+
+/// Reads entry by entry, so that a header takes no more memory than its tensors.
+fn entries<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, RawEntry>, D::Error> {
+    struct Entries;
+
+    impl<'de> Visitor<'de> for Entries {
+        type Value = BTreeMap<String, RawEntry>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of tensors")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries = BTreeMap::new();
+            while let Some(name) = map.next_key::<String>()? {
+                if name == "__metadata__" {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                let entry = map.next_value();
+                let entry =
+                    entry.map_err(|error| Error::custom(format!("tensor `{name}`: {error}")))?;
+                entries.insert(name, entry);
+            }
+            Ok(entries)
+        }
+    }
+
+    from.deserialize_map(Entries)
+}
 
 /// Reads and checks the header of a whole `file`.
 pub fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
@@ -124,14 +165,11 @@ pub fn parse(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
         return Err(short(length.saturating_add(8)));
     }
     let (json, data) = rest.split_at(length as usize);
-    let mut raw: BTreeMap<String, serde_json::Value> =
+    let raw: RawHeader =
         serde_json::from_slice(json).map_err(|error| HeaderError::Json(error.to_string()))?;
-    raw.remove("__metadata__");
     let start = file.len() - data.len();
     let mut entries = BTreeMap::new();
-    for (name, value) in raw {
-        let entry = serde_json::from_value(value)
-            .map_err(|error| HeaderError::Json(format!("tensor `{name}`: {error}")))?;
+    for (name, entry) in raw.entries {
         let entry = check(&name, &entry, start, data.len())?;
         entries.insert(name, entry);
     }

@@ -8,12 +8,12 @@ use std::path::Path;
 
 /// A read-only map of a whole file.
 #[derive(Debug)]
-pub(super) struct Mapped(memmap2::Mmap);
+pub(crate) struct Mapped(memmap2::Mmap);
 
 impl Mapped {
     /// Maps the file at `path`.
     #[allow(unsafe_code)]
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         // SAFETY: a checkpoint is not written while it is served; who shortens
         // a mapped file gets SIGBUS, as from any program that maps it.

@@ -14,7 +14,7 @@ pub use header::{Entry, HeaderError, Kind, parse as parse_header};
 pub use names::Naming;
 pub use table::Table;
 
-use map::Mapped;
+pub(crate) use map::Mapped;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,19 @@ pub struct Weights {
     index: HashMap<String, Place>,
     naming: Option<Naming>,
     adapter: Option<Adapter>,
+    /// Names in the files that no model here uses.
+    unused: Vec<String>,
+}
+
+/// A tensor as its file has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw<'a> {
+    /// Element type.
+    pub kind: Kind,
+    /// Sizes, slowest first.
+    pub shape: &'a [usize],
+    /// Its elements, little-endian.
+    pub bytes: &'a [u8],
 }
 
 #[derive(Debug)]
@@ -85,8 +98,47 @@ impl Weights {
     }
 
     /// Adds the products of `adapter` to the weights that they belong to.
-    pub fn set_adapter(&mut self, adapter: Adapter) {
+    ///
+    /// # Errors
+    /// One of them belongs to no weight of this model.
+    pub fn set_adapter(&mut self, adapter: Adapter) -> Result<(), WeightsError> {
+        adapter.check_fits(|ours| self.has(ours))?;
         self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    /// Our names of all tensors, in order.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.index.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The name that the files have for the tensor that we call `ours`.
+    pub fn written(&self, ours: &str) -> Option<&str> {
+        Some(&self.index.get(ours)?.name)
+    }
+
+    /// Names in the files that no model here uses.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// The tensor that we call `ours` as its file has it, without an adapter's part.
+    pub fn raw(&self, ours: &str) -> Option<Raw<'_>> {
+        let place = self.index.get(ours)?;
+        Some(Raw {
+            kind: place.entry.kind,
+            shape: &place.entry.shape,
+            bytes: self.bytes_of(place),
+        })
+    }
+
+    /// Whether an adapter changes the tensor that we call `ours`.
+    pub fn is_adapted(&self, ours: &str) -> bool {
+        self.adapter
+            .as_ref()
+            .is_some_and(|adapter| adapter.changes(ours))
     }
 
     /// Whether the checkpoint has the tensor that we call `ours`.
@@ -240,8 +292,9 @@ impl Weights {
         let naming = Naming::detect(&renamed.iter().map(|(name, ..)| name.as_str()));
         self.naming = Some(naming);
         for (renamed, name, (file, entry)) in renamed {
-            if let Some(ours) = naming.ours(&renamed) {
-                self.index.insert(ours, Place { file, name, entry });
+            match naming.ours(&renamed) {
+                Some(ours) => drop(self.index.insert(ours, Place { file, name, entry })),
+                None => self.unused.push(name),
             }
         }
         Ok(())
@@ -325,7 +378,7 @@ fn read_index(dir: &Path, path: &Path) -> Result<Vec<Shard>, WeightsError> {
 }
 
 /// The floats of little-endian `bytes`; `None` where `kind` is no float.
-fn floats(bytes: &[u8], kind: Kind) -> Option<Vec<f32>> {
+pub(crate) fn floats(bytes: &[u8], kind: Kind) -> Option<Vec<f32>> {
     fn read<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
         let (numbers, _) = bytes.as_chunks::<N>();
         numbers

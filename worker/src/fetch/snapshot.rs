@@ -1,0 +1,110 @@
+//! A folder of fetched files in the hub's cache layout: contents under `blobs` by digest,
+//! `snapshots/<key>` linking to them by name. A snapshot appears when it is whole.
+
+use std::fs;
+use std::path::{Component, Path};
+
+use super::FetchError;
+use super::download::{self, Progress, Wanted};
+use super::lock::Lock;
+use super::origin::Origin;
+
+/// Endings of the files that a checkpoint is made of.
+const ENDINGS: &[&str] = &[".json", ".jinja", ".safetensors", ".model", ".txt"];
+
+/// A file of a snapshot.
+pub(super) struct File<'a> {
+    /// Its name below the snapshot.
+    pub(super) name: String,
+    /// Its contents' name among the blobs.
+    pub(super) blob: String,
+    pub(super) size: Option<u64>,
+    pub(super) sha256: Option<String>,
+    pub(super) origin: Origin<'a>,
+    pub(super) url: String,
+}
+
+/// Fetches every file that is not here, then puts the snapshot in place in one step. Of
+/// two processes with one cache the second waits and finds it.
+pub(super) async fn fill(
+    folder: &Path,
+    key: &str,
+    files: &[File<'_>],
+    on_progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<(), FetchError> {
+    let _lock = Lock::of(folder).await?;
+    let snapshots = folder.join("snapshots");
+    let whole = snapshots.join(key);
+    if whole.is_dir() {
+        return Ok(());
+    }
+    let building = snapshots.join(format!(".{key}.building"));
+    if building.is_dir() {
+        fs::remove_dir_all(&building).map_err(write_error(&building))?;
+    }
+    fs::create_dir_all(&building).map_err(write_error(&building))?;
+    for file in files {
+        let blob = folder.join("blobs").join(&file.blob);
+        if !blob.is_file() {
+            let wanted = Wanted {
+                url: &file.url,
+                origin: &file.origin,
+                size: file.size,
+                sha256: file.sha256.as_deref(),
+                path: &blob,
+            };
+            download::fetch(&wanted, &|progress| {
+                on_progress(Progress {
+                    file: file.name.clone(),
+                    ..progress
+                });
+            })
+            .await?;
+        }
+        link(&building.join(&file.name), &file.name, &file.blob)?;
+    }
+    fs::rename(&building, &whole).map_err(write_error(&whole))
+}
+
+/// Whether a file is part of a checkpoint, among `all` names beside it: pickled weights
+/// only where there are no others.
+pub(super) fn matters(name: &str, all: &[&str]) -> bool {
+    let safe = || all.iter().any(|name| name.ends_with(".safetensors"));
+    ENDINGS.iter().any(|ending| name.ends_with(ending)) || name.ends_with(".bin") && !safe()
+}
+
+/// Whether a name stays inside its folder.
+pub(super) fn is_safe(name: &str) -> bool {
+    !name.is_empty()
+        && Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Links `path`, which is `name` inside a snapshot, to its blob.
+fn link(path: &Path, name: &str, blob: &str) -> Result<(), FetchError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(write_error(folder))?;
+    }
+    let up = "../".repeat(Path::new(name).components().count() + 1);
+    std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), path).map_err(write_error(path))
+}
+
+/// Writes a small file in one step.
+pub(super) fn write_whole(path: &Path, text: &str) -> Result<(), FetchError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(write_error(folder))?;
+    }
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    fs::write(&temporary, text)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(write_error(path))
+}
+
+pub(super) fn write_error(path: &Path) -> impl Fn(std::io::Error) -> FetchError {
+    let path = path.to_owned();
+    move |source| FetchError::Write {
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,86 @@
+//! Memory for packed weights: asked from the system in one piece, in huge pages where it
+//! has them. A product of one row reads every weight once, and with small pages a good
+//! part of its time goes to finding them.
+
+use half::{bf16, f16};
+use memmap2::{Advice, MmapMut};
+use std::alloc::{Layout, handle_alloc_error};
+use std::fmt::{self, Debug, Formatter};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// A number of which any bytes are one, zeros being the number 0.
+///
+/// # Safety
+/// Every pattern of bits is a value, and its alignment is at most a page's.
+pub(super) unsafe trait Plain: Copy + Send + Sync {}
+
+// SAFETY: numbers without invalid patterns.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for f16 {}
+// SAFETY: as above.
+unsafe impl Plain for bf16 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
+/// A slice of numbers, zero at first.
+pub(super) struct Pages<T> {
+    /// `None` where there are none.
+    map: Option<MmapMut>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Plain> Pages<T> {
+    /// Room for `len` numbers.
+    pub(super) fn zeroed(len: usize) -> Self {
+        let bytes = len * size_of::<T>();
+        let map = (bytes > 0).then(|| {
+            let map = MmapMut::map_anon(bytes).unwrap_or_else(|_| {
+                handle_alloc_error(
+                    Layout::from_size_align(bytes, 4096).unwrap_or(Layout::new::<T>()),
+                )
+            });
+            // Without them it works too, only slower.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(Advice::HugePage);
+            map
+        });
+        Self {
+            map,
+            len,
+            of: PhantomData,
+        }
+    }
+}
+
+impl<T: Plain> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &self.map {
+            // SAFETY: the map has room for `len` numbers, begins at a page, and any bytes are numbers.
+            Some(map) => unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), self.len) },
+            None => &[],
+        }
+    }
+}
+
+impl<T: Plain> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match &mut self.map {
+            // SAFETY: as above, and the map is borrowed for as long as the slice.
+            Some(map) => unsafe {
+                std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), self.len)
+            },
+            None => &mut [],
+        }
+    }
+}
+
+impl<T> Debug for Pages<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "Pages({})", self.len)
+    }
+}

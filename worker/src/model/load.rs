@@ -1,0 +1,152 @@
+//! From a checkpoint's files to a model in memory.
+
+use super::{Model, ModelInfo, kv_shape};
+use crate::arch::decoder::Decoder;
+use crate::arch::linear::Reader;
+use crate::arch::projector::Projector;
+use crate::arch::tower::Tower;
+use crate::checkpoint;
+use crate::config::ConfigError;
+use crate::matmul::{Maker, WeightFormat};
+use crate::weights::WeightsError;
+use candle_core::{DType, Device};
+use rayon::ThreadPoolBuilder;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+/// How to load a checkpoint.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// In what form the weights are kept.
+    pub format: WeightFormat,
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// Longest sequence in tokens; the checkpoint's own where absent or shorter.
+    pub context: Option<usize>,
+    /// The language model under a checkpoint that holds only a projector or LoRA.
+    pub base: Option<PathBuf>,
+    /// Folder of the vision tower, for checkpoints of the original layout that only name it.
+    pub vision_tower: Option<PathBuf>,
+    /// Threads for the CPU; one for each processor where absent.
+    pub threads: Option<usize>,
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The processors, in f32.
+    #[default]
+    Cpu,
+    /// A CUDA device by its number, in bf16; needs the feature `cuda`.
+    Cuda(usize),
+}
+
+/// Why a checkpoint could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// `config.json` cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A checkpoint that holds only a part needs the rest.
+    #[error("{dir} holds only {what}: name the language model that it belongs to with --base")]
+    NeedsBase {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// A tower that is only named was not found.
+    #[error(
+        "{dir} names the vision tower `{name}` and does not hold it: put the tower's folder beside the checkpoint \
+         or name it with --vision-tower"
+    )]
+    NeedsTower {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The tower's name in `config.json`.
+        name: String,
+    },
+    /// The device refused.
+    #[error("failed to place the model on its device")]
+    Device(#[from] candle_core::Error),
+    /// The threads could not be started.
+    #[error("failed to start the model's threads")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+impl Model {
+    /// Loads the checkpoint in `dir`. `progress` is called with the share of
+    /// the weights that has been read, from 0 to 1.
+    ///
+    /// # Errors
+    /// Names the file, and the field or tensor, that cannot be used.
+    pub fn load(
+        dir: &Path,
+        options: &LoadOptions,
+        progress: &dyn Fn(f64),
+    ) -> Result<Self, LoadError> {
+        let (config, weights) = checkpoint::open(dir, options)?;
+        let (device, dtype) = match options.device {
+            DeviceChoice::Cpu => (Device::Cpu, DType::F32),
+            DeviceChoice::Cuda(index) => (Device::new_cuda(index)?, DType::BF16),
+        };
+        let threads = ThreadPoolBuilder::new()
+            .num_threads(options.threads.unwrap_or(0))
+            .thread_name(|index| format!("model-{index}"))
+            .build()?;
+        let maker = Maker::new(device, dtype);
+        let (total, read) = (weights.elements().max(1), Cell::new(0usize));
+        let count = |elements: usize| {
+            read.set(read.get() + elements);
+            progress((read.get() as f64 / total as f64).min(1.0));
+        };
+        let reader = Reader {
+            weights: &weights,
+            maker: &maker,
+            progress: &count,
+        };
+        let text_maker = maker.with_format(options.format);
+        let head_maker = maker.with_format(options.format.of_head());
+        let text_reader = Reader {
+            maker: &text_maker,
+            ..reader
+        };
+        let head_reader = Reader {
+            maker: &head_maker,
+            ..reader
+        };
+        let newline = if config.image.newline {
+            Some(reader.tensor("newline", &[config.text.hidden])?)
+        } else {
+            None
+        };
+        let tower = Tower::load(reader, &config)?;
+        let projector = Projector::load(text_reader, &config)?;
+        let decoder = Decoder::load(text_reader, head_reader, &config.text)?;
+        progress(1.0);
+        let shape = kv_shape(&config);
+        let info = ModelInfo {
+            family: config.family,
+            vocab: config.text.vocab,
+            context: options.context.unwrap_or(usize::MAX).min(config.max_length),
+            eos: config.text.eos.clone(),
+            image_token: config.image_token,
+            kv_bytes_per_token: shape.bytes_per_token(maker.device(), maker.dtype()),
+            image_bytes_per_token: config.text.hidden * maker.dtype().size_in_bytes(),
+            weight_bytes: decoder.bytes() + tower.bytes() + projector.bytes(),
+        };
+        Ok(Self {
+            config,
+            info,
+            maker,
+            tower,
+            projector,
+            newline,
+            decoder,
+            threads,
+        })
+    }
+}

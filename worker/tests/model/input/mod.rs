@@ -1,0 +1,9 @@
+//! What goes into a model, compared with what Pillow, transformers and LLaVA
+//! make of the same pictures and messages. The fixtures come from `tests/reference`.
+
+pub(crate) mod checkpoint;
+mod inspect;
+mod picture_files;
+mod pixels;
+mod prompts;
+mod token_counts;
