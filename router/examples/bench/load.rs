@@ -47,6 +47,8 @@ const WORK: &str = "4,25,25";
 const PLACES: usize = 40;
 /// What 32 slots can do in a second, ten times.
 const TEN_TIMES: f64 = 3200.0;
+/// How long an idle connection is used again; servers close them after a while.
+const KEPT: Duration = Duration::from_secs(4);
 /// Over which the worst rate is taken, seconds.
 const SPELL: usize = 5;
 
@@ -134,19 +136,21 @@ pub(crate) fn run(scenario: Scenario, address: SocketAddr, seconds: u64) -> Seen
     })
 }
 
-fn request(user: &str, image: usize) -> Vec<u8> {
+fn request(wish: &str, image: usize) -> Vec<u8> {
     let content = if image > 0 {
         let base64 = "iVBORw0KGgo".repeat(image / 11);
         format!(
             r#"[{{"type":"text","text":"What is this?"}},{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{base64}"}}}}]"#
         )
-    } else {
+    } else if wish.is_empty() {
         r#""Describe the image in one word, please, and nothing more than that.""#.to_owned()
-    };
-    let extra = if user.is_empty() {
-        String::new()
     } else {
-        format!(r#","stream":true,"user":"{user}""#)
+        format!(r#""wish:{wish}; Describe the image in one word, please.""#)
+    };
+    let extra = if wish.is_empty() {
+        ""
+    } else {
+        r#","stream":true"#
     };
     let body = format!(
         r#"{{"model":"m","messages":[{{"role":"user","content":{content}}}],"max_tokens":16,"temperature":0{extra}}}"#
@@ -227,7 +231,7 @@ async fn open(address: SocketAddr, until: Instant) -> Vec<Tally> {
 /// that are kept.
 async fn overload(address: SocketAddr, start: Instant, until: Instant) -> Vec<Tally> {
     let request: Arc<[u8]> = request(WORK, 0).into();
-    let idle: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    let idle: Arc<Mutex<Vec<(Instant, TcpStream)>>> = Arc::default();
     let mut running = JoinSet::new();
     let mut tallies = Vec::new();
     let mut next = Instant::now();
@@ -241,8 +245,8 @@ async fn overload(address: SocketAddr, start: Instant, until: Instant) -> Vec<Ta
         running.spawn(async move {
             let mut tally = Tally::default();
             let kept = idle.lock().unwrap().pop();
-            let mut stream = match kept {
-                Some(stream) => stream,
+            let mut stream = match kept.filter(|(since, _)| since.elapsed() < KEPT) {
+                Some((_, stream)) => stream,
                 None => connect(address).await,
             };
             let sent = Instant::now();
@@ -262,7 +266,7 @@ async fn overload(address: SocketAddr, start: Instant, until: Instant) -> Vec<Ta
                     return tally;
                 }
             }
-            idle.lock().unwrap().push(stream);
+            idle.lock().unwrap().push((Instant::now(), stream));
             tally
         });
         while let Some(ended) = running.try_join_next() {
@@ -300,8 +304,8 @@ fn worst(tallies: &[Tally]) -> f64 {
 
 /// Streams at once, whose events carry the time of their sending. With `hold`,
 /// they are kept open after the first one until this process is told to end.
-async fn streams(address: SocketAddr, count: usize, user: &str, hold: bool) -> Vec<Tally> {
-    let request: Arc<[u8]> = request(user, 0).into();
+async fn streams(address: SocketAddr, count: usize, wish: &str, hold: bool) -> Vec<Tally> {
+    let request: Arc<[u8]> = request(wish, 0).into();
     let stream = || {
         let request = Arc::clone(&request);
         tokio::spawn(async move {

@@ -1,5 +1,5 @@
 //! A worker on one thread with just enough HTTP/1.1 that it is never the
-//! bottleneck. What it does is told by the field `user` of the request, which
+//! bottleneck. What it does is told by the prompt, `wish:` and numbers, which
 //! every peer passes on: `events,gap in ms,wait in ms`.
 
 use std::net::SocketAddr;
@@ -145,16 +145,10 @@ struct Wish {
 }
 
 fn wish(body: &[u8]) -> Option<Wish> {
-    let at = memmem::find(body, b"\"user\":")? + 7;
-    let text = std::str::from_utf8(&body[at..])
-        .ok()?
-        .trim_start()
-        .strip_prefix('"')?;
-    let mut numbers = text
-        .split('"')
-        .next()?
-        .split(',')
-        .map_while(|n| n.parse().ok());
+    let at = memmem::find(body, b"wish:")? + 5;
+    let end = at + memchr::memchr(b';', &body[at..])?;
+    let text = std::str::from_utf8(&body[at..end]).ok()?;
+    let mut numbers = text.split(',').map_while(|n| n.parse().ok());
     Some(Wish {
         events: numbers.next()?,
         gap: numbers.next()?,
