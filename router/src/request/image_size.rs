@@ -1,10 +1,15 @@
 //! The width and height of an image from the first bytes of its base64 text,
 //! without decoding the image. Formats: PNG, JPEG, GIF, WebP.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use memchr::{memchr, memchr3};
 
+/// How much of the text holds the size in all formats but JPEG.
+const AT_ONCE: usize = 128;
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -15,18 +20,36 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 /// Width and height in pixels of the image whose base64 text starts like this;
 /// `None` when the format is unknown or the size lies further behind.
 pub(crate) fn sniff(base64_start: &[u8]) -> Option<(u32, u32)> {
-    let text: Vec<u8> = base64_start
-        .iter()
-        .copied()
-        .filter(|byte| !matches!(byte, b'\\' | b'=' | b'\n' | b'\r'))
-        .collect();
-    let whole = text.len() / 4 * 4;
-    let bytes = LENIENT.decode(&text[..whole]).ok()?;
-    png(&bytes)
-        .or_else(|| gif(&bytes))
-        .or_else(|| webp(&bytes))
-        .or_else(|| jpeg(&bytes))
-        .filter(|(width, height)| *width > 0 && *height > 0)
+    let decoded = |window: usize| decoded(&base64_start[..window.min(base64_start.len())]);
+    // Most say their size at once. Only a JPEG may hide it behind a thumbnail, and
+    // to decode all of its start costs more than to relay the image.
+    let size = if may_be_jpeg(base64_start) {
+        let windows = [AT_ONCE, 16 * AT_ONCE, usize::MAX];
+        windows
+            .into_iter()
+            .find_map(|window| jpeg(&decoded(window)?))
+    } else {
+        let bytes = decoded(AT_ONCE)?;
+        png(&bytes).or_else(|| gif(&bytes)).or_else(|| webp(&bytes))
+    };
+    size.filter(|(width, height)| *width > 0 && *height > 0)
+}
+
+/// Whether text that starts like this may hold a size further behind than the
+/// first few bytes; slashes may be escaped in JSON.
+pub(crate) fn may_be_jpeg(base64_start: &[u8]) -> bool {
+    base64_start.starts_with(b"/9j") || base64_start.starts_with(b"\\/9j")
+}
+
+fn decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let text: Cow<'_, [u8]> = if memchr3(b'\\', b'\n', b'\r', text).is_some() {
+        let meant = |byte: &u8| !matches!(byte, b'\\' | b'\n' | b'\r');
+        text.iter().copied().filter(meant).collect()
+    } else {
+        text.into()
+    };
+    let end = memchr(b'=', &text).unwrap_or(text.len());
+    LENIENT.decode(&text[..end / 4 * 4]).ok()
 }
 
 fn png(bytes: &[u8]) -> Option<(u32, u32)> {

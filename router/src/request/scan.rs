@@ -3,7 +3,9 @@
 //! place where it stands. Bodies hold megabytes of base64, so the inside of a
 //! string is skipped with `memchr` and only its first bytes are kept.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
+
+use crate::request::image_size;
 
 /// Containers may nest this deep; deeper input is refused.
 const MAX_DEPTH: usize = 64;
@@ -11,7 +13,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_SCALAR: usize = 64;
 /// How much of an ordinary string is kept.
 const SHORT: usize = 512;
-/// How much of a string is kept that starts like an image, enough to reach the
+/// How much of a string is kept that starts like a JPEG, enough to reach the
 /// size in a JPEG behind its thumbnails and colour profile.
 const LONG: usize = 48 * 1024;
 
@@ -257,8 +259,7 @@ impl Scanner {
         let taken = self.keep.saturating_sub(self.token.len()).min(piece.len());
         let (fits, rest) = piece.split_at(taken);
         self.token.extend_from_slice(fits);
-        if !rest.is_empty() && self.keep == SHORT && looks_like_an_image(&self.token, &self.top_key)
-        {
+        if !rest.is_empty() && self.keep == SHORT && looks_like_a_jpeg(&self.token, &self.top_key) {
             self.keep = LONG;
             self.token
                 .extend_from_slice(&rest[..rest.len().min(LONG - SHORT)]);
@@ -303,8 +304,12 @@ impl Scanner {
 }
 
 /// Data URIs anywhere, and bare base64 in LLaVA's `images`.
-fn looks_like_an_image(start: &[u8], top_key: &[u8]) -> bool {
-    start.starts_with(b"data:image/") || top_key == b"images"
+fn looks_like_a_jpeg(start: &[u8], top_key: &[u8]) -> bool {
+    if top_key == b"images" {
+        return image_size::may_be_jpeg(start);
+    }
+    start.starts_with(b"data:image/")
+        && memchr(b',', start).is_some_and(|comma| image_size::may_be_jpeg(&start[comma + 1..]))
 }
 
 fn is_bare_value(token: &[u8]) -> bool {
@@ -387,7 +392,7 @@ mod tests {
     #[test]
     fn only_the_start_of_a_long_string_is_kept() {
         let text = format!(
-            "{{\"a\":\"{}\",\"b\":\"data:image/png;base64,{}\"}}",
+            "{{\"a\":\"{}\",\"b\":\"data:image/jpeg;base64,/9j/{}\"}}",
             "x".repeat(9000),
             "A".repeat(99_000)
         );
