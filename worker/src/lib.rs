@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod data;
 pub mod engine;
+mod error_text;
 pub mod fetch;
 pub mod image;
 pub mod input;

@@ -7,6 +7,8 @@
 //! 3. Those who wait come in, first come first served, while there are a slot
 //!    and memory; they begin with what a slot already holds of them.
 //! 4. Slots that are kept for later give way, least recently used first.
+//!    A step that moved anybody computes nothing: the next one follows at once
+//!    and knows who runs, so that a newcomer never waits out a chunk of others.
 //! 5. Every started sequence gets a token, beside at most one chunk of work for
 //!    those that have not: a batch of images, or prompt tokens. Prompts
 //!    that end within the chunk go first, so that a short one does not wait for
@@ -51,6 +53,14 @@ pub struct Admission {
     pub reuse: Option<(usize, usize)>,
 }
 
+impl Step {
+    /// Whether a sequence got or lost a slot.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        !(self.preempt.is_empty() && self.admit.is_empty())
+    }
+}
+
 impl Admission {
     /// Tokens that need not be computed.
     #[must_use]
@@ -68,18 +78,13 @@ pub fn plan(state: &State, now: Instant) -> Step {
     };
     let mut committed = state.committed();
     preempt(state, &mut step, &mut committed);
-    let stays = |running: &&Running| !step.preempt.contains(&running.id);
-    let running: Vec<&Running> = state.running.iter().filter(stays).collect();
     if step.preempt.is_empty() {
         admit(state, &mut step, &mut committed);
     }
     evict(state, &mut step, committed);
-    step.decode = running
-        .iter()
-        .filter(|running| running.decodes())
-        .map(|running| running.id)
-        .collect();
-    fill(state, &running, &mut step);
+    if !step.moves() {
+        fill(state, &mut step);
+    }
     step
 }
 
@@ -190,8 +195,14 @@ fn evict(state: &State, step: &mut Step, committed: usize) {
     }
 }
 
-/// The one chunk of work beside the decode.
-fn fill(state: &State, running: &[&Running], step: &mut Step) {
+/// A token for each, and one chunk of work beside it.
+fn fill(state: &State, step: &mut Step) {
+    let running = &state.running;
+    step.decode = running
+        .iter()
+        .filter(|running| running.decodes())
+        .map(|running| running.id)
+        .collect();
     let mut tiles = 0;
     for sequence in running.iter().filter(|sequence| sequence.tiles > 0) {
         if tiles > 0 && tiles + sequence.tiles > state.budget.tiles {
@@ -203,7 +214,7 @@ fn fill(state: &State, running: &[&Running], step: &mut Step) {
     if tiles > 0 {
         return;
     }
-    let prompts: Vec<&&Running> = running
+    let prompts: Vec<&Running> = running
         .iter()
         .filter(|sequence| sequence.missing() > 0 && !sequence.decodes())
         .collect();

@@ -1,26 +1,26 @@
 //! The engine thread: it owns the model, asks the scheduler what comes next,
 //! and does it. A fault ends the request that it belongs to and no other.
 
+mod compute;
+mod guard;
+mod images;
+
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
-use protocol::openai::FinishReason;
 use shell::clock;
 
-use super::backend::{Backend, Rows};
+use super::backend::Backend;
 use super::handle::{Command, EngineHandle, Pulse};
-use super::key::ImageHash;
 use super::metrics::EngineMetrics;
 use super::plan::{Admission, Step, plan};
-use super::request::{Failure, ImageContent, Request};
-use super::sequence::{Next, Sequence};
+use super::request::{Failure, Request};
+use super::sequence::Sequence;
 use super::state::{Budget, SequenceId, State, Waiting};
 use super::vision_cache::VisionCache;
-use crate::model::{ForwardError, Part};
-use crate::pixels::PixelValues;
+use crate::error_text::chain;
 
 /// Steps in a row in which the model failed on everything, after which it is
 /// taken to be broken for good, as a CUDA device is after a fault.
@@ -78,12 +78,6 @@ struct Engine<B> {
     broken: u32,
 }
 
-/// What a batch came to.
-struct Outcome {
-    rows: Rows,
-    failed: Vec<SequenceId>,
-}
-
 impl<B> Drop for Engine<B> {
     fn drop(&mut self) {
         self.pulse.end();
@@ -97,6 +91,8 @@ impl<B: Backend> Engine<B> {
             self.pulse.begin_step(now);
             self.drop_abandoned();
             let step = plan(&self.state, now);
+            // Who left is gone now, however long the step takes.
+            self.show();
             self.execute(&step, now);
             self.show();
             let spent = clock::now().saturating_duration_since(now);
@@ -261,210 +257,6 @@ impl<B: Backend> Engine<B> {
         sequence.start(admission.reused(), now);
     }
 
-    /// Encodes the images that these sequences lack, each distinct one once.
-    fn encode(&mut self, ids: &[SequenceId]) {
-        let mut wanted: HashMap<ImageHash, Arc<PixelValues>> = HashMap::new();
-        for id in ids {
-            let (Some(running), Some(sequence)) =
-                (self.state.running_mut(*id), self.sequences.get(id))
-            else {
-                continue;
-            };
-            for index in sequence.missing_images(&running.key, running.computed) {
-                let image = &sequence.images[index];
-                if let ImageContent::Pixels(pixels) = &image.content {
-                    wanted.insert(image.hash, Arc::clone(pixels));
-                }
-            }
-        }
-        if wanted.is_empty() {
-            return;
-        }
-        let began = clock::now();
-        let (hashes, pixels): (Vec<ImageHash>, Vec<Arc<PixelValues>>) = wanted.into_iter().unzip();
-        let encoded = self.encode_each(&pixels);
-        self.options.metrics.images.inc_by(pixels.len() as u64);
-        self.count_model_time(began);
-        let mut features = HashMap::new();
-        for (hash, encoded) in hashes.into_iter().zip(encoded) {
-            if let Some(encoded) = encoded {
-                self.options.images.insert(hash, encoded.clone());
-                features.insert(hash, encoded);
-            }
-        }
-        for &id in ids {
-            let Some(sequence) = self.sequences.get_mut(&id) else {
-                continue;
-            };
-            for (image, slot) in sequence.images.iter().zip(&mut sequence.features) {
-                if slot.is_none() {
-                    *slot = features
-                        .get(&image.hash)
-                        .cloned()
-                        .filter(|f| f.tokens() == image.tokens);
-                }
-            }
-            let Some(running) = self.state.running_mut(id) else {
-                continue;
-            };
-            running.tiles = 0;
-            if sequence.missing_tiles(&running.key, running.computed) > 0 {
-                self.fail(id);
-            }
-        }
-    }
-
-    /// All together; when that fails, one by one, so that only the faulty ones are lost.
-    fn encode_each(
-        &mut self,
-        pixels: &[Arc<PixelValues>],
-    ) -> Vec<Option<crate::input::ImageFeatures>> {
-        let all: Vec<&PixelValues> = pixels.iter().map(AsRef::as_ref).collect();
-        match guarded(|| self.backend.encode(&all)) {
-            Ok(features) => features.into_iter().map(Some).collect(),
-            Err(problem) => {
-                tracing::error!(
-                    images = all.len(),
-                    problem,
-                    "cannot encode images together; trying each alone"
-                );
-                all.iter()
-                    .map(|image| {
-                        guarded(|| self.backend.encode(&[image]))
-                            .ok()
-                            .and_then(|mut one| one.pop())
-                    })
-                    .collect()
-            }
-        }
-    }
-
-    fn compute(&mut self, step: &Step) {
-        let mut ids = Vec::new();
-        let mut parts = Vec::new();
-        let wanted = step.decode.iter().map(|&id| (id, None)).chain(
-            step.prefill
-                .iter()
-                .map(|(id, range)| (*id, Some(range.clone()))),
-        );
-        for (id, range) in wanted {
-            let (Some(running), Some(sequence)) =
-                (self.state.running_mut(id), self.sequences.get(&id))
-            else {
-                continue;
-            };
-            let range = range.unwrap_or(running.computed..running.key.len());
-            if let Some(input) = running.key.slice(range.clone(), &sequence.features) {
-                ids.push(id);
-                parts.push(Part {
-                    slot: running.slot,
-                    start: range.start,
-                    input,
-                    logits: range.end == running.key.len(),
-                });
-            }
-        }
-        if parts.is_empty() {
-            return;
-        }
-        let began = clock::now();
-        let outcome = self.forward(&ids, &parts);
-        self.count_model_time(began);
-        self.broken = if outcome.failed.len() == ids.len() {
-            self.broken + 1
-        } else {
-            0
-        };
-        for &id in &outcome.failed {
-            self.fail(id);
-        }
-        let now = clock::now();
-        for ((id, part), row) in ids.into_iter().zip(&parts).zip(outcome.rows) {
-            let count = crate::input::positions(&part.input);
-            if let Some(running) = self.state.running_mut(id) {
-                running.computed += count;
-                if let Some(row) = row {
-                    self.sample(id, &row, now);
-                }
-            }
-        }
-    }
-
-    /// All together; when that fails, one by one, so that only the faulty ones are lost.
-    fn forward(&mut self, ids: &[SequenceId], parts: &[Part]) -> Outcome {
-        match guarded(|| self.backend.forward(parts)) {
-            Ok(rows) => Outcome {
-                rows,
-                failed: Vec::new(),
-            },
-            Err(problem) => {
-                tracing::error!(
-                    sequences = parts.len(),
-                    problem,
-                    "a batch failed; trying each sequence alone"
-                );
-                let mut outcome = Outcome {
-                    rows: Vec::new(),
-                    failed: Vec::new(),
-                };
-                for (&id, part) in ids.iter().zip(parts) {
-                    self.backend.truncate(part.slot, part.start);
-                    match guarded(|| self.backend.forward(std::slice::from_ref(part))) {
-                        Ok(mut rows) => outcome.rows.push(rows.pop().flatten()),
-                        Err(problem) => {
-                            tracing::error!(
-                                problem,
-                                "the model fails on a sequence; its request ends"
-                            );
-                            outcome.rows.push(None);
-                            outcome.failed.push(id);
-                        }
-                    }
-                }
-                outcome
-            }
-        }
-    }
-
-    fn sample(&mut self, id: SequenceId, logits: &[f32], now: Instant) {
-        let Some(sequence) = self.sequences.get_mut(&id) else {
-            return;
-        };
-        let eos = &self.options.eos;
-        let next = guarded(|| Ok(sequence.advance(logits, eos))).unwrap_or_else(|problem| {
-            tracing::error!(problem, "cannot turn a token into text; its request ends");
-            Next::Broken
-        });
-        let metrics = &self.options.metrics;
-        metrics.generation_tokens.inc();
-        let times = &mut sequence.times;
-        let since = |from: Instant| now.saturating_duration_since(from).as_secs_f64();
-        match times.last {
-            None => {
-                metrics.first_token.observe(since(times.arrived));
-                metrics
-                    .prefill_time
-                    .observe(since(times.admitted.unwrap_or(now)));
-                times.first = Some(now);
-            }
-            Some(last) => metrics.inter_token.observe(since(last)),
-        }
-        times.last = Some(now);
-        match next {
-            Next::Continue(token) => {
-                if let Some(running) = self.state.running_mut(id) {
-                    running.key.push(token);
-                    running.started = true;
-                }
-            }
-            Next::Done(reason) => {
-                self.settle(id);
-                self.forget(id, FinishReason::name(reason));
-            }
-            Next::Broken => self.fail(id),
-        }
-    }
-
     /// Ends a running request whose slot can no longer be trusted.
     fn fail(&mut self, id: SequenceId) {
         if let Some(slot) = self.state.discard(id) {
@@ -510,26 +302,4 @@ impl<B: Backend> Engine<B> {
             .set(i64::try_from(waiting).unwrap_or(i64::MAX));
         metrics.kv_usage.set(used);
     }
-}
-
-/// Runs what may fail or panic; the text says what happened, for the log.
-fn guarded<T>(work: impl FnOnce() -> Result<T, ForwardError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(chain(&error)),
-        Err(panic) => Err(match panic.downcast_ref::<&str>() {
-            Some(text) => format!("panic: {text}"),
-            None => "panic".to_owned(),
-        }),
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

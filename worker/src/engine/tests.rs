@@ -3,7 +3,7 @@
 //! reuse or preemption changes the answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
@@ -28,8 +28,50 @@ const FAULT: u32 = 4;
 
 struct Tiny {
     slots: Vec<Vec<u64>>,
-    /// While set, the model does nothing but wait.
-    hold: Arc<AtomicBool>,
+    pace: Arc<Pace>,
+}
+
+/// How often the model may still be called; it waits when that is used up.
+struct Pace {
+    left: AtomicUsize,
+    begun: AtomicUsize,
+}
+
+impl Pace {
+    const FREE: usize = usize::MAX;
+
+    fn hold(&self) {
+        self.left.store(0, Ordering::Release);
+    }
+
+    fn let_go(&self) {
+        self.left.store(Self::FREE, Ordering::Release);
+    }
+
+    fn allow(&self, calls: usize) {
+        self.left.fetch_add(calls, Ordering::AcqRel);
+    }
+
+    /// Calls so far, one that waits included.
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn wait(&self) {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        let take = |left: usize| match left {
+            0 => None,
+            Self::FREE => Some(Self::FREE),
+            left => Some(left - 1),
+        };
+        while self
+            .left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .is_err()
+        {
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// The next token after this history.
@@ -53,6 +95,7 @@ impl Backend for Tiny {
     }
 
     fn encode(&mut self, images: &[&PixelValues]) -> Result<Vec<ImageFeatures>, ForwardError> {
+        self.pace.wait();
         images
             .iter()
             .map(|image| {
@@ -73,9 +116,7 @@ impl Backend for Tiny {
     }
 
     fn forward(&mut self, batch: &[Part]) -> Result<Rows, ForwardError> {
-        while self.hold.load(Ordering::Acquire) {
-            std::thread::yield_now();
-        }
+        self.pace.wait();
         let mut rows = Vec::new();
         for (index, part) in batch.iter().enumerate() {
             assert_eq!(
@@ -126,16 +167,19 @@ impl Backend for Tiny {
 
 struct Setup {
     engine: EngineHandle,
-    hold: Arc<AtomicBool>,
+    pace: Arc<Pace>,
     metrics: EngineMetrics,
 }
 
 fn engine(slots: usize, kv_tokens: usize) -> Setup {
-    let hold = Arc::new(AtomicBool::new(false));
+    let pace = Arc::new(Pace {
+        left: AtomicUsize::new(Pace::FREE),
+        begun: AtomicUsize::new(0),
+    });
     let metrics = EngineMetrics::default();
     let backend = Tiny {
         slots: vec![Vec::new(); slots],
-        hold: Arc::clone(&hold),
+        pace: Arc::clone(&pace),
     };
     let options = EngineOptions {
         budget: Budget {
@@ -149,7 +193,7 @@ fn engine(slots: usize, kv_tokens: usize) -> Setup {
     };
     Setup {
         engine: start(backend, options).unwrap(),
-        hold,
+        pace,
         metrics,
     }
 }
@@ -312,29 +356,108 @@ fn a_panic_or_fault_in_one_request_ends_that_request_only() {
     at_rest(&setup.engine);
 }
 
+/// Lets nothing end by itself: greedy answers may end early.
+fn endless(request: &mut Request) {
+    request.sampling.logit_bias = vec![(EOS, -100.0)];
+}
+
+fn tokens(range: std::ops::Range<u32>) -> Vec<PromptPiece> {
+    vec![PromptPiece::Tokens(range.collect())]
+}
+
 #[test]
-fn a_caller_that_leaves_frees_its_slot_within_one_step() {
-    let setup = engine(1, 100_000);
-    // Greedy answers may end early; this bias lets nothing end.
-    let coming = submit_with(
-        &setup.engine,
-        vec![PromptPiece::Tokens(vec![5])],
-        50_000,
-        |request| {
-            request.sampling.logit_bias = vec![(EOS, -100.0)];
-        },
-    );
-    until(|| setup.engine.pulse().running() == 1);
-    let next = submit(&setup.engine, vec![PromptPiece::Tokens(vec![8, 9])], 3);
-    drop(coming);
-    assert!(answer(next).is_ok());
-    assert!(setup.metrics.steps.get() < 50_000);
+fn a_caller_that_leaves_during_prefill_decode_or_encoding_frees_its_slot_within_one_step() {
+    let with_image = vec![PromptPiece::Tokens(vec![5]), image(1)];
+    // Calls of the model before the one during which the caller leaves.
+    for (phase, prompt, calls) in [
+        ("the first chunk", tokens(5..50), 0),
+        ("a later chunk", tokens(5..50), 2),
+        ("decode", tokens(5..8), 3),
+        ("encoding", with_image, 0),
+    ] {
+        let setup = engine(1, 1000);
+        setup.pace.hold();
+        setup.pace.allow(calls);
+        let coming = submit_with(&setup.engine, prompt, 500, endless);
+        until(|| setup.pace.begun() == calls + 1);
+        assert_eq!(setup.engine.pulse().running(), 1, "{phase}");
+        drop(coming);
+        // The call under way may end.
+        setup.pace.allow(1);
+        at_rest(&setup.engine);
+        assert_eq!(setup.pace.begun(), calls + 1, "{phase}: there was another");
+    }
+}
+
+#[test]
+fn a_caller_that_leaves_while_it_waits_frees_its_place_within_one_step() {
+    let setup = engine(1, 1000);
+    setup.pace.hold();
+    let _first = submit_with(&setup.engine, tokens(5..8), 500, endless);
+    until(|| setup.pace.begun() == 1);
+    let second = submit(&setup.engine, tokens(20..25), 5);
+    setup.pace.allow(1);
+    until(|| setup.pace.begun() == 2);
+    assert_eq!(setup.engine.pulse().waiting(), 1);
+    drop(second);
+    setup.pace.allow(1);
+    until(|| setup.pace.begun() == 3);
+    assert_eq!(setup.engine.pulse().waiting(), 0);
+    assert_eq!(setup.engine.pulse().running(), 1);
+    setup.pace.let_go();
+}
+
+#[test]
+fn a_caller_that_leaves_after_it_was_sent_back_to_the_queue_frees_its_place() {
+    let setup = engine(2, 24);
+    setup.pace.hold();
+    let first = submit_with(&setup.engine, tokens(5..14), 12, endless);
+    let second = submit_with(&setup.engine, tokens(30..39), 12, endless);
+    while setup.metrics.preemptions.get() == 0 {
+        let begun = setup.pace.begun();
+        setup.pace.allow(1);
+        until(|| setup.pace.begun() > begun);
+    }
+    assert_eq!(setup.engine.pulse().waiting(), 1);
+    drop(second);
+    setup.pace.let_go();
+    assert!(answer(first).is_ok());
+    at_rest(&setup.engine);
+}
+
+#[test]
+fn a_tokenizer_that_panics_on_one_answer_ends_that_request_only() {
+    let setup = engine(4, 1000);
+    let prompt = tokens(5..9);
+    let before = submit(&setup.engine, prompt.clone(), 20);
+    let broken = submit_with(&setup.engine, tokens(20..24), 20, |request| {
+        request.decode = Arc::new(|_| panic!("as asked"));
+    });
+    let after = submit(&setup.engine, tokens(30..34), 20);
+    assert_eq!(answer(broken), Err(Failure::Model));
+    assert_eq!(answer(before).unwrap(), alone(&prompt, 20));
+    assert_eq!(answer(after).unwrap(), alone(&tokens(30..34), 20));
+    at_rest(&setup.engine);
+}
+
+#[test]
+fn a_newcomer_waits_for_the_call_under_way_and_not_for_another_chunk() {
+    let setup = engine(2, 1000);
+    setup.pace.hold();
+    let _long = submit_with(&setup.engine, tokens(5..60), 5, endless);
+    until(|| setup.pace.begun() == 1);
+    let mut short = submit_with(&setup.engine, tokens(40..43), 1, endless);
+    // The chunk under way, and the newcomer's own.
+    setup.pace.allow(2);
+    let spoken = |event: Event| matches!(event, Event::Token(_));
+    until(|| short.try_recv().is_ok_and(spoken));
+    setup.pace.let_go();
 }
 
 #[test]
 fn who_waits_too_long_is_told_so() {
     let setup = engine(1, 100_000);
-    setup.hold.store(true, Ordering::Release);
+    setup.pace.hold();
     let _first = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 10);
     until(|| setup.engine.pulse().stuck_for(clock::now()).is_some());
     let late = submit_with(
@@ -345,18 +468,18 @@ fn who_waits_too_long_is_told_so() {
             request.deadline = Some(clock::now());
         },
     );
-    setup.hold.store(false, Ordering::Release);
+    setup.pace.let_go();
     assert!(matches!(answer(late), Err(Failure::Expired(_))));
 }
 
 #[test]
 fn an_abort_ends_everything_with_an_error() {
     let setup = engine(1, 100_000);
-    setup.hold.store(true, Ordering::Release);
+    setup.pace.hold();
     let first = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 40);
     let second = submit(&setup.engine, vec![PromptPiece::Tokens(vec![6])], 40);
     setup.engine.abort();
-    setup.hold.store(false, Ordering::Release);
+    setup.pace.let_go();
     assert_eq!(answer(second), Err(Failure::Stopping));
     assert_eq!(answer(first), Err(Failure::Stopping));
     at_rest(&setup.engine);
@@ -365,7 +488,7 @@ fn an_abort_ends_everything_with_an_error() {
 #[test]
 fn a_stuck_step_shows_and_a_model_that_always_fails_ends_the_engine() {
     let setup = engine(1, 1000);
-    setup.hold.store(true, Ordering::Release);
+    setup.pace.hold();
     let held = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 2);
     until(|| {
         setup
@@ -374,7 +497,7 @@ fn a_stuck_step_shows_and_a_model_that_always_fails_ends_the_engine() {
             .stuck_for(clock::now())
             .is_some_and(|stuck| stuck > Duration::from_millis(20))
     });
-    setup.hold.store(false, Ordering::Release);
+    setup.pace.let_go();
     answer(held).unwrap();
     for _ in 0..3 {
         let _ = answer(submit(

@@ -79,7 +79,7 @@ pub enum LoadError {
 
 impl Model {
     /// Loads the checkpoint in `dir`. `progress` is called with the share of
-    /// the weights that has been read, from 0 to 1.
+    /// the weights that has been read, from 0, when the files are mapped, to 1.
     ///
     /// # Errors
     /// Names the file, and the field or tensor, that cannot be used.
@@ -89,6 +89,7 @@ impl Model {
         progress: &dyn Fn(f64),
     ) -> Result<Self, LoadError> {
         let (config, weights) = checkpoint::open(dir, options)?;
+        progress(0.0);
         let (device, dtype) = match options.device {
             DeviceChoice::Cpu => (Device::Cpu, DType::F32),
             DeviceChoice::Cuda(index) => (Device::new_cuda(index)?, DType::BF16),

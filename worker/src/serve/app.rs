@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::FutureExt;
@@ -68,8 +68,18 @@ pub(super) fn routes(app: Shared) -> Router {
         .method_not_allowed_fallback(async || Refusal::wrong_method())
         // Bodies are bounded where they are read, by our own limits.
         .layer(DefaultBodyLimit::disable())
+        .layer(from_fn(net))
         .layer(from_fn_with_state(Arc::clone(&app), around))
         .with_state(app)
+}
+
+/// A panic ends its request and nothing else.
+async fn net(request: Request, next: Next) -> Response {
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    answer.unwrap_or_else(|_| {
+        tracing::error!("a handler panicked; its request ends");
+        Refusal::internal().into_response()
+    })
 }
 
 async fn around(State(app): State<Shared>, request: Request, next: Next) -> Response {
@@ -80,11 +90,7 @@ async fn around(State(app): State<Shared>, request: Request, next: Next) -> Resp
         .get::<MatchedPath>()
         .map_or("other", MatchedPath::as_str)
         .to_owned();
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answer.unwrap_or_else(|_| {
-        tracing::error!(path, "a handler panicked; its request ends");
-        Refusal::internal().into_response()
-    });
+    let mut response = next.run(request).await;
     let status = response.status();
     let refused = response.extensions().get::<RefusedWith>().cloned();
     app.metrics.count(
@@ -147,5 +153,43 @@ impl App {
             Some(name) if self.names.iter().any(|known| known == name) => Ok(name.to_owned()),
             Some(name) => Err(Refusal::unknown_model(name)),
         }
+    }
+
+    /// Refuses texts that are too long to be tokenised.
+    ///
+    /// # Errors
+    /// 400 `prompt_too_long`.
+    pub(super) fn within_characters(&self, characters: usize, param: &str) -> Result<(), Refusal> {
+        let limit = self.limits.max_prompt_characters;
+        if characters > limit {
+            let message = format!("{characters} characters of text exceed the limit of {limit}");
+            return Err(Refusal::invalid("prompt_too_long", Some(param), message));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_500_and_the_next_request_is_answered() {
+        let fails = async || -> &'static str { panic!("as asked") };
+        let routes = Router::new()
+            .route("/fails", get(fails))
+            .route("/works", get(async || "fine"))
+            .layer(from_fn(net));
+        let service = TowerToHyperService::new(routes);
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            service.call(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!(ask("/fails").await, 500);
+        assert_eq!(ask("/works").await, 200);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll, StreamExt};
+use protocol::openai::Usage;
 use shell::clock;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -30,9 +31,9 @@ pub(super) struct Question {
 /// The answers to one question as they come. Dropping it ends them.
 pub(super) struct Answers {
     /// Tokens of the prompt, images included.
-    pub prompt_tokens: usize,
+    prompt_tokens: usize,
     /// Tokens of it that need not be computed.
-    pub cached_tokens: usize,
+    cached_tokens: usize,
     events: SelectAll<BoxStream<'static, (usize, Event)>>,
     first: Option<(usize, Event)>,
     finished: Vec<bool>,
@@ -150,6 +151,16 @@ pub(super) enum Coming {
 }
 
 impl Answers {
+    /// What was counted, when the answers together have `tokens`.
+    #[must_use]
+    pub(super) fn usage(&self, tokens: usize) -> Usage {
+        Usage::new(
+            self.prompt_tokens as u64,
+            self.cached_tokens as u64,
+            tokens as u64,
+        )
+    }
+
     /// The next event, or silence.
     pub(super) async fn next(&mut self, patience: Duration) -> Coming {
         if let Some((index, event)) = self.first.take() {

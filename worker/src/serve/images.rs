@@ -10,12 +10,13 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::ask::room;
 use super::limits::LimitArgs;
 use super::refusal::Refusal;
 use super::remote::RemoteImages;
 use crate::config::ModelConfig;
 use crate::engine::{ImageContent, ImageHash, ImageInput, VisionCache};
-use crate::image::{self, DecodeError, ImageProcessor};
+use crate::image::{self, DecodeError, Exceeded, ImageProcessor};
 
 /// Bytes that one permit of the decoding budget stands for.
 const UNIT: u64 = 1 << 16;
@@ -34,6 +35,8 @@ pub(super) struct ImageReader {
     /// Bytes that all decoding may take.
     memory: Arc<Semaphore>,
     units: u32,
+    /// Longest sequence in tokens.
+    context: usize,
     limits: image::Limits,
 }
 
@@ -54,6 +57,7 @@ impl ImageReader {
         config: ModelConfig,
         cache: VisionCache,
         remote: Option<RemoteImages>,
+        context: usize,
         limits: &LimitArgs,
     ) -> Self {
         let units = u32::try_from(limits.image_memory as u64 / UNIT)
@@ -66,6 +70,7 @@ impl ImageReader {
             remote: remote.map(Arc::new),
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
+            context,
             limits: limits.image(),
         }
     }
@@ -101,10 +106,18 @@ impl ImageReader {
     /// 400 that names the image and what is wrong with it.
     pub(super) async fn read(&self, sources: Vec<Source>) -> Result<Vec<ImageInput>, Refusal> {
         let images = sources.len();
+        let this = self.clone();
+        let sized = blocking(move || {
+            let headers = sources
+                .into_iter()
+                .map(|source| this.header(source, images));
+            headers.collect::<Result<Vec<_>, _>>()
+        })
+        .await??;
+        // Images that leave no room for an answer are not decoded.
+        room(self.context, sized.iter().map(|image| image.tokens).sum())?;
         let mut inputs = Vec::with_capacity(images);
-        for source in sources {
-            let this = self.clone();
-            let sized = blocking(move || this.header(source, images)).await??;
+        for sized in sized {
             inputs.push(match self.cache.get(&sized.hash) {
                 Some(features) if features.tokens() == sized.tokens => ImageInput {
                     hash: sized.hash,
@@ -179,7 +192,11 @@ struct Sized {
 
 fn refuse(param: &str, error: &DecodeError) -> Refusal {
     let code = match error {
-        DecodeError::TooLarge { .. } => "image_too_large",
+        DecodeError::TooLarge { limit, .. } => match limit {
+            Exceeded::Bytes { .. } => "image_file_too_large",
+            Exceeded::Side { .. } | Exceeded::Pixels { .. } => "image_too_large",
+            Exceeded::Decoded { .. } => "image_memory_exceeded",
+        },
         DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => {
             "image_format_unsupported"
         }
@@ -247,5 +264,11 @@ mod tests {
                 "{uri}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_preparing_a_request_is_a_fault_of_that_request() {
+        let refusal: Result<(), _> = blocking(|| panic!("as asked")).await;
+        assert_eq!(refusal.unwrap_err().code(), "internal_error");
     }
 }

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use super::app::{App, Shared};
 use super::body;
-use super::chat::within_characters;
 use super::images::blocking;
 use super::refusal::Refusal;
 
@@ -70,7 +69,7 @@ pub(super) async fn tokenize(
     let worker = Arc::clone(&app);
     let prompt = blocking(move || {
         let request: TokenizeRequest = body::parse(&bytes)?;
-        within_characters(&worker, request.prompt.chars().count(), "prompt")?;
+        worker.within_characters(request.prompt.chars().count(), "prompt")?;
         worker
             .texts
             .rendered(&request.prompt, 0)

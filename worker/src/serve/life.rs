@@ -123,6 +123,7 @@ impl Life {
         let mut registry = Registry::default();
         life.engine_metrics.register(&mut registry);
         life.http_metrics.register(&mut registry);
+        life.status.register(&mut registry);
         let status = life.status.clone();
         let api = life
             .api
@@ -152,13 +153,7 @@ impl Life {
 
     /// Fetches, loads and proves the model.
     async fn start(&self) -> Result<(App, EngineHandle), ServeError> {
-        let loaded = load(
-            &self.args,
-            &self.status,
-            &self.http_metrics,
-            &self.engine_metrics,
-        )
-        .await?;
+        let loaded = load(&self.args, &self.status, &self.engine_metrics).await?;
         let Loaded {
             parts,
             options,
@@ -314,9 +309,7 @@ impl Life {
             Ok(Err(failure)) => return Err(failed(failure.to_string())),
             Err(_) => return Err(failed(format!("nothing came in {} s", WARM_UP.as_secs()))),
         }
-        let seconds = clock::now().saturating_duration_since(began).as_secs_f64();
-        self.http_metrics.phase("warm_up", seconds);
-        tracing::info!(seconds, "warmed up: the model gives tokens");
+        self.status.done("warm_up", began);
         Ok(())
     }
 }
@@ -326,7 +319,7 @@ pub fn write_termination_log(path: Option<&PathBuf>, error: &dyn std::error::Err
     let Some(path) = path else {
         return;
     };
-    if let Err(problem) = std::fs::write(path, super::chain(error)) {
+    if let Err(problem) = std::fs::write(path, crate::error_text::chain(error)) {
         tracing::warn!(path = %path.display(), %problem, "cannot write the termination log");
     }
 }

@@ -24,7 +24,6 @@ use serde_json::Value;
 use super::app::{App, Shared};
 use super::ask::{Answers, Coming, Question, ask};
 use super::body;
-use super::chat::within_characters;
 use super::gate::Ticket;
 use super::images::{Source, base64_bytes, blocking};
 use super::refusal::Refusal;
@@ -129,7 +128,7 @@ fn exceeds(prompt: &str) -> Response {
 
 fn read(app: &App, bytes: &[u8]) -> Result<(GenerateRequest, Vec<Source>), Refusal> {
     let mut request: GenerateRequest = body::parse(bytes)?;
-    within_characters(app, request.prompt.chars().count(), "prompt")?;
+    app.within_characters(request.prompt.chars().count(), "prompt")?;
     let images = request.images.take().unwrap_or_default();
     if images.len() > app.limits.max_images {
         let message = format!(

@@ -1,5 +1,6 @@
 //! From a source to a model in memory, ready for the engine.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use shell::clock;
 use super::args::{Dtype, ServeArgs};
 use super::images::ImageReader;
 use super::memory;
-use super::metrics::HttpMetrics;
 use super::remote::RemoteImages;
 use super::status::Status;
 use super::texts::Texts;
@@ -103,14 +103,13 @@ pub(super) struct AppParts {
     pub images: ImageReader,
 }
 
-/// Loads what the flags name; `status` and `metrics` see each step.
+/// Loads what the flags name; `status` sees each step.
 ///
 /// # Errors
 /// Names what cannot be used.
 pub(super) async fn load(
     args: &ServeArgs,
     status: &Status,
-    http: &HttpMetrics,
     engine: &EngineMetrics,
 ) -> Result<Loaded, LoadFailure> {
     status.enter(Phase::Fetching);
@@ -120,18 +119,13 @@ pub(super) async fn load(
         Some(base) => Some(directory(base, &args.cache_dir, status).await?),
         None => None,
     };
-    let seconds = clock::now().saturating_duration_since(began).as_secs_f64();
-    http.phase("fetch", seconds);
+    status.done("fetch", began);
 
     status.enter(Phase::Loading);
-    let began = clock::now();
     let (args, reporter, metrics) = (args.clone(), status.clone(), engine.clone());
     let loaded = tokio::task::spawn_blocking(move || read(&args, &dir, base, &reporter, metrics))
         .await
         .map_err(|_| LoadFailure::Panicked)??;
-    let seconds = clock::now().saturating_duration_since(began).as_secs_f64();
-    http.phase("load", seconds);
-    tracing::info!(seconds, "loaded");
     Ok(loaded)
 }
 
@@ -161,11 +155,18 @@ fn read(
         );
     }
     tracing::info!(dir = %dir.display(), "loading");
-    let model = Model::load(dir, &options, &|share| status.progress(share)).map_err(|source| {
-        LoadFailure::Model {
-            dir: dir.to_owned(),
-            source: Box::new(source),
+    let began = clock::now();
+    let mapped = Cell::new(None);
+    let progress = |share| {
+        if mapped.get().is_none() {
+            status.done("map", began);
+            mapped.set(Some(clock::now()));
         }
+        status.progress(share);
+    };
+    let model = Model::load(dir, &options, &progress).map_err(|source| LoadFailure::Model {
+        dir: dir.to_owned(),
+        source: Box::new(source),
     })?;
     let renderer =
         PromptRenderer::from_checkpoint(dir, model.config(), args.conversation_template.as_deref())
@@ -180,7 +181,9 @@ fn read(
                 source: Box::new(source),
             }
         })?;
-    finish(args, model, renderer, processor, metrics)
+    let loaded = finish(args, model, renderer, processor, metrics)?;
+    status.done("load", mapped.get().unwrap_or(began));
+    Ok(loaded)
 }
 
 fn finish(
@@ -217,6 +220,7 @@ fn finish(
         model.config().clone(),
         cache.clone(),
         remote,
+        context,
         &args.limits,
     );
     let options = EngineOptions {

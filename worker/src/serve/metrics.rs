@@ -3,9 +3,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
-use std::sync::atomic::AtomicU64;
+use prometheus_client::registry::Registry;
 
 /// An answered request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -20,18 +18,11 @@ struct Refused {
     code: String,
 }
 
-/// A step of the start.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Step {
-    phase: &'static str,
-}
-
-/// Counters of requests, and how long the start took.
+/// Counters of requests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HttpMetrics {
     answered: Family<Answered, Counter>,
     refused: Family<Refused, Counter>,
-    phases: Family<Step, Gauge<f64, AtomicU64>>,
 }
 
 impl HttpMetrics {
@@ -50,11 +41,6 @@ impl HttpMetrics {
         }
     }
 
-    /// Notes how long a step of the start took.
-    pub(super) fn phase(&self, phase: &'static str, seconds: f64) {
-        self.phases.get_or_create(&Step { phase }).set(seconds);
-    }
-
     /// Makes everything visible under its name.
     pub(super) fn register(&self, to: &mut Registry) {
         let m = self.clone();
@@ -67,12 +53,6 @@ impl HttpMetrics {
             "llava_worker_refusals",
             "Refused requests by error code",
             m.refused,
-        );
-        to.register_with_unit(
-            "llava_worker_start_phase",
-            "How long each step of the start took",
-            Unit::Seconds,
-            m.phases,
         );
     }
 }

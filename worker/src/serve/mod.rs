@@ -1,5 +1,6 @@
 //! Serving: HTTP in front of the engine, and the life of the process around it.
 
+mod addresses;
 mod app;
 mod args;
 mod ask;
@@ -19,6 +20,7 @@ mod memory;
 mod metrics;
 mod refusal;
 mod remote;
+mod reply;
 mod sampling;
 mod status;
 mod stream;
@@ -26,14 +28,3 @@ mod texts;
 
 pub use args::ServeArgs;
 pub use life::{ServeError, run, write_termination_log};
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}

@@ -6,12 +6,15 @@
 //! The cases come from the advisories on vLLM's media connector
 //! (CVE-2025-6242, CVE-2026-24779).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{Client, Url};
+
+use super::addresses::is_public;
 
 const REDIRECTS: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,6 +24,49 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct RemoteImages {
     hosts: Vec<String>,
     max_bytes: usize,
+    network: Network,
+}
+
+/// What is beyond the rules of this file. Tests have no internet and bring a
+/// server of their own; nothing else makes another one than [`Network::internet`].
+#[derive(Clone, Debug)]
+struct Network {
+    scheme: &'static str,
+    names: Names,
+    /// Whether an address may be dialled.
+    reachable: fn(IpAddr) -> bool,
+    /// For one image, redirects included.
+    timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Names {
+    System,
+    #[cfg(test)]
+    Fixed(Vec<(&'static str, SocketAddr)>),
+}
+
+impl Network {
+    fn internet() -> Self {
+        Self {
+            scheme: "https",
+            names: Names::System,
+            reachable: is_public,
+            timeout: TIMEOUT,
+        }
+    }
+
+    async fn resolve(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+        match &self.names {
+            Names::System => Ok(tokio::net::lookup_host((host, 443)).await?.collect()),
+            #[cfg(test)]
+            Names::Fixed(names) => Ok(names
+                .iter()
+                .filter(|(name, _)| *name == host)
+                .map(|(_, address)| *address)
+                .collect()),
+        }
+    }
 }
 
 /// Why a remote image is not fetched. The texts do not tell what was found at
@@ -45,7 +91,7 @@ impl RemoteError {
         match self {
             Self::Forbidden => "image_url_forbidden",
             Self::Failed => "image_fetch_failed",
-            Self::TooLarge => "image_too_large",
+            Self::TooLarge => "image_file_too_large",
         }
     }
 }
@@ -55,7 +101,11 @@ impl RemoteImages {
     #[must_use]
     pub(super) fn new(hosts: &[String], max_bytes: usize) -> Option<Self> {
         let hosts: Vec<String> = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        (!hosts.is_empty()).then_some(Self { hosts, max_bytes })
+        (!hosts.is_empty()).then_some(Self {
+            hosts,
+            max_bytes,
+            network: Network::internet(),
+        })
     }
 
     /// The bytes of the image at `url`.
@@ -63,7 +113,7 @@ impl RemoteImages {
     /// # Errors
     /// See [`RemoteError`].
     pub(super) async fn fetch(&self, url: &str) -> Result<Bytes, RemoteError> {
-        tokio::time::timeout(TIMEOUT, self.follow(url))
+        tokio::time::timeout(self.network.timeout, self.follow(url))
             .await
             .unwrap_or(Err(RemoteError::Failed))
     }
@@ -93,7 +143,7 @@ impl RemoteImages {
             return Err(RemoteError::Forbidden);
         }
         let url = Url::parse(url).map_err(|_| RemoteError::Forbidden)?;
-        let plain = url.scheme() == "https"
+        let plain = url.scheme() == self.network.scheme
             && url.username().is_empty()
             && url.password().is_none()
             && url.port().is_none();
@@ -109,21 +159,20 @@ impl RemoteImages {
 
     async fn get(&self, url: &Url) -> Result<reqwest::Response, RemoteError> {
         let host = url.domain().ok_or(RemoteError::Forbidden)?;
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 443))
-            .await
-            .map_err(|_| RemoteError::Failed)?
-            .collect();
+        let addresses = self.network.resolve(host).await;
+        let addresses = addresses.map_err(|_| RemoteError::Failed)?;
         if addresses.is_empty() {
             return Err(RemoteError::Failed);
         }
-        if !addresses.iter().all(|address| is_public(address.ip())) {
+        let reachable = self.network.reachable;
+        if !addresses.iter().all(|address| reachable(address.ip())) {
             return Err(RemoteError::Forbidden);
         }
         let client = Client::builder()
             .resolve_to_addrs(host, &addresses)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .https_only(true)
+            .https_only(self.network.scheme == "https")
             .referer(false)
             .build()
             .map_err(|_| RemoteError::Failed)?;
@@ -154,70 +203,15 @@ impl RemoteImages {
     }
 }
 
-/// Whether an address is one of the open internet.
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => match embedded(address) {
-            Some(inner) => is_public_v4(inner),
-            None => is_public_v6(address),
-        },
-    }
-}
-
-/// An IPv4 address in IPv6 clothes: mapped, NAT64 or 6to4.
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, ..] = address.segments();
-    let octets = address.octets();
-    let at = |from: usize| {
-        Ipv4Addr::new(
-            octets[from],
-            octets[from + 1],
-            octets[from + 2],
-            octets[from + 3],
-        )
-    };
-    match (a, b) {
-        (0x64, 0xff9b) => Some(at(12)),
-        (0x2002, _) => Some(Ipv4Addr::new(
-            (b >> 8) as u8,
-            b as u8,
-            (c >> 8) as u8,
-            c as u8,
-        )),
-        _ => address.to_ipv4_mapped(),
-    }
-}
-
-/// IANA's special-purpose registry for IPv4, and multicast.
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    !(address.is_unspecified()
-        || address.is_loopback()
-        || address.is_private()
-        || address.is_link_local()
-        || address.is_broadcast()
-        || address.is_documentation()
-        || address.is_multicast()
-        || a == 0
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 192 && b == 88 && c == 99)
-        || (a == 198 && (b == 18 || b == 19))
-        || a >= 240)
-}
-
-/// Only what IANA hands out for global unicast (2000::/3), without its special parts.
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let [a, b, ..] = address.segments();
-    (a & 0xe000) == 0x2000
-        && !(a == 0x2001 && b < 0x0200)
-        && !(a == 0x2001 && b == 0x0db8)
-        && !(a == 0x3fff && b < 0x1000)
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use futures::StreamExt;
+    use tokio::net::TcpListener;
+
     use super::*;
 
     fn images() -> RemoteImages {
@@ -260,50 +254,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn addresses_that_are_not_of_the_open_internet_are_refused() {
-        for address in [
-            "0.0.0.0",
-            "10.1.2.3",
-            "100.64.0.1",
-            "127.0.0.1",
-            "127.1.2.3",
-            "169.254.169.254",
-            "172.16.0.1",
-            "192.0.0.8",
-            "192.168.1.1",
-            "198.18.0.1",
-            "203.0.113.9",
-            "224.0.0.1",
-            "240.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::ffff:10.0.0.1",
-            "::7f00:1",
-            "64:ff9b::7f00:1",
-            "2002:7f00:1::",
-            "fe80::1",
-            "fc00::1",
-            "fd12::1",
-            "ff02::1",
-            "2001:db8::1",
-            "2001::1",
-            "3fff::1",
-        ] {
-            assert!(!is_public(address.parse().unwrap()), "{address}");
-        }
-        for address in [
-            "1.1.1.1",
-            "93.184.216.34",
-            "2606:4700::1111",
-            "::ffff:8.8.8.8",
-            "64:ff9b::808:808",
-        ] {
-            assert!(is_public(address.parse().unwrap()), "{address}");
-        }
-    }
-
     #[tokio::test]
     async fn a_listed_name_with_a_private_address_is_not_dialled() {
         let local = RemoteImages::new(&["localhost".to_owned()], 1000).unwrap();
@@ -312,5 +262,114 @@ mod tests {
             Err(RemoteError::Forbidden)
         );
         assert!(RemoteImages::new(&[], 1000).is_none());
+    }
+
+    /// A server on loopback that stands for the hosts `images.example.com` and
+    /// `other.example.com`; `inner.example.com` leads to a private address.
+    async fn served() -> RemoteImages {
+        let redirect = |to: &'static str| async move { (StatusCode::FOUND, [(LOCATION, to)]) };
+        let typed =
+            |kind: &'static str, bytes: Vec<u8>| async move { ([(CONTENT_TYPE, kind)], bytes) };
+        let routes = Router::new()
+            .route(
+                "/image",
+                get(move || typed("image/png", b"pixels".to_vec())),
+            )
+            .route("/most", get(move || typed("image/png", vec![0; 1000])))
+            .route("/more", get(move || typed("image/png", vec![0; 1001])))
+            .route("/page", get(move || typed("text/html", b"<html>".to_vec())))
+            .route("/silent", get(std::future::pending::<()>))
+            .route(
+                "/endless",
+                get(async || {
+                    let drops = futures::stream::repeat_with(|| Ok::<_, io::Error>(vec![0; 10]));
+                    let slow = drops.then(async |drop| {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        drop
+                    });
+                    ([(CONTENT_TYPE, "image/png")], Body::from_stream(slow))
+                }),
+            )
+            .route(
+                "/moved",
+                get(move || redirect("http://other.example.com/image")),
+            )
+            .route("/near", get(move || redirect("/moved")))
+            .route("/round", get(move || redirect("/round")))
+            .route("/out", get(move || redirect("http://evil.test/image")))
+            .route(
+                "/in",
+                get(move || redirect("http://inner.example.com/image")),
+            )
+            .route(
+                "/metadata",
+                get(move || redirect("http://169.254.169.254/image")),
+            )
+            .route("/file", get(move || redirect("file:///etc/passwd")))
+            .route(
+                "/secure",
+                get(move || redirect("https://other.example.com/image")),
+            );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let hosts = ["images", "other", "inner"].map(|name| format!("{name}.example.com"));
+        let inner = SocketAddr::from(([10, 0, 0, 1], here.port()));
+        RemoteImages {
+            network: Network {
+                scheme: "http",
+                names: Names::Fixed(vec![
+                    ("images.example.com", here),
+                    ("other.example.com", here),
+                    ("inner.example.com", inner),
+                ]),
+                reachable: |address| address.is_loopback() || is_public(address),
+                timeout: Duration::from_millis(500),
+            },
+            ..RemoteImages::new(&hosts, 1000).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_listed_host_gives_is_taken_within_bounds_of_kind_size_and_time() {
+        shell::tls::install_provider();
+        let images = served().await;
+        let get = async |path: &str| {
+            images
+                .fetch(&format!("http://images.example.com/{path}"))
+                .await
+        };
+        assert_eq!(get("image").await.unwrap(), "pixels");
+        assert_eq!(get("most").await.unwrap().len(), 1000);
+        assert_eq!(get("more").await, Err(RemoteError::TooLarge));
+        assert_eq!(get("page").await, Err(RemoteError::Failed), "no image");
+        assert_eq!(get("none").await, Err(RemoteError::Failed), "404");
+        assert_eq!(
+            get("silent").await,
+            Err(RemoteError::Failed),
+            "no answer in time"
+        );
+        assert_eq!(
+            get("endless").await,
+            Err(RemoteError::Failed),
+            "no end in time"
+        );
+    }
+
+    #[tokio::test]
+    async fn redirects_are_followed_a_few_times_and_each_is_checked_as_the_first() {
+        shell::tls::install_provider();
+        let images = served().await;
+        let get = async |path: &str| {
+            images
+                .fetch(&format!("http://images.example.com/{path}"))
+                .await
+        };
+        assert_eq!(get("moved").await.unwrap(), "pixels");
+        assert_eq!(get("near").await.unwrap(), "pixels");
+        assert_eq!(get("round").await, Err(RemoteError::Failed));
+        for path in ["out", "in", "metadata", "file", "secure"] {
+            assert_eq!(get(path).await, Err(RemoteError::Forbidden), "{path}");
+        }
     }
 }

@@ -1,9 +1,14 @@
 //! Where the process stands and what load it carries: one source for the load
 //! header, `/v1/load`, the Lease and the admin port.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
 use protocol::load::{LoadReport, Phase};
 use serde::Serialize;
 use shell::clock;
@@ -18,6 +23,20 @@ pub(super) struct Status {
     phase: Arc<watch::Sender<Phase>>,
     serving: Arc<OnceLock<Serving>>,
     progress: Arc<AtomicU32>,
+    steps: Arc<Mutex<Vec<Step>>>,
+    seconds: Family<StepLabel, Gauge<f64, AtomicU64>>,
+}
+
+/// A step of the start that is done.
+#[derive(Clone, Debug, Serialize)]
+struct Step {
+    step: &'static str,
+    seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabel {
+    phase: &'static str,
 }
 
 /// What the admin port shows under `/status`.
@@ -27,6 +46,8 @@ pub(super) struct Description {
     load: LoadReport,
     /// Share of the weights that is read, 0 to 1.
     loaded: f32,
+    /// Steps of the start that are done: `fetch`, `map`, `load`, `warm_up`.
+    steps: Vec<Step>,
 }
 
 #[derive(Debug)]
@@ -43,6 +64,8 @@ impl Default for Status {
             phase: Arc::new(watch::Sender::new(Phase::Loading)),
             serving: Arc::new(OnceLock::new()),
             progress: Arc::new(AtomicU32::new(0)),
+            steps: Arc::default(),
+            seconds: Family::default(),
         }
     }
 }
@@ -76,12 +99,38 @@ impl Status {
             .store((share * 1000.0) as u32, Ordering::Relaxed);
     }
 
+    /// Notes that a step of the start that began at `began` is done, for the
+    /// log, the metrics and the admin port.
+    pub(super) fn done(&self, step: &'static str, began: Instant) {
+        let seconds = clock::now().saturating_duration_since(began).as_secs_f64();
+        tracing::info!(step, seconds, "a step of the start is done");
+        let label = StepLabel { phase: step };
+        self.seconds.get_or_create(&label).set(seconds);
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.push(Step { step, seconds });
+    }
+
+    /// Makes the steps of the start visible as a metric.
+    pub(super) fn register(&self, to: &mut Registry) {
+        to.register_with_unit(
+            "llava_worker_start_phase",
+            "How long each step of the start took",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
+    }
+
     /// For people who look at a process that does not answer yet.
     #[must_use]
     pub(super) fn describe(&self) -> Description {
         Description {
             load: self.load(),
             loaded: self.progress.load(Ordering::Relaxed) as f32 / 1000.0,
+            steps: self
+                .steps
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What serving needs of a checkpoint's tokenizer and template.
 
+use crate::error_text::chain;
 use crate::prompt::{Message, Prompt, PromptRenderer};
-use crate::serve::chain;
 
 /// Between text and tokens.
 pub(super) trait Texts: Send + Sync + 'static {

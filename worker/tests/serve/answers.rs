@@ -81,6 +81,38 @@ async fn a_stream_is_byte_for_byte_what_the_sdks_read() {
 }
 
 #[tokio::test]
+async fn a_completion_streams_byte_for_byte_what_the_sdks_read() {
+    let worker = Worker::start(&[]).await;
+    let body = json!({
+        "prompt": "Hi", "max_tokens": 2, "temperature": 0, "echo": true, "stream": true,
+        "logit_bias": {"2": -100},
+    });
+    let request = worker.post("/v1/completions").body(body.to_string());
+    let wire = request.send().await.unwrap().text().await.unwrap();
+    let mut whole = body;
+    whole["stream"] = json!(false);
+    let request = worker.post("/v1/completions").body(whole.to_string());
+    let answer = request.send().await.unwrap().bytes().await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    let letters: Vec<char> = text.strip_prefix("Hi").unwrap().chars().collect();
+    let chunk = |text: &str, finish: &str| {
+        format!(
+            "data: {{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"tiny\",\"choices\":[{{\"text\":{},\"index\":0,\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n",
+            json!(text)
+        )
+    };
+    let expected = [
+        chunk("Hi", "null"),
+        chunk(&letters[0].to_string(), "null"),
+        chunk(&letters[1].to_string(), "null"),
+        chunk("", "\"length\""),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    assert_eq!(settled(&wire), expected.concat());
+}
+
+#[tokio::test]
 async fn llavas_clients_get_frames_with_the_prompt_and_all_text_so_far() {
     let worker = Worker::start(&[]).await;
     let body = json!({
@@ -135,11 +167,11 @@ async fn llavas_clients_get_frames_with_the_prompt_and_all_text_so_far() {
 }
 
 #[tokio::test]
-async fn sixty_four_streams_at_once_equal_their_lone_answers() {
-    let worker = Worker::start(&["--max-queue-length", "64", "--prefill-chunk", "32"]).await;
+async fn sixty_four_streams_of_the_demo_checkpoint_equal_their_lone_answers() {
+    let worker = Worker::start_demo(&["--max-queue-length", "64", "--prefill-chunk", "32"]).await;
     let bodies: Vec<Value> = (0..64u8)
         .map(|n| {
-            let question = "why? ".repeat(usize::from(n % 7) * 6 + 1);
+            let question = "What is in the image? ".repeat(usize::from(n % 7) * 3 + 1);
             if n % 3 == 0 {
                 ask_about(n / 9 * 30, &question, 20)
             } else {
@@ -150,7 +182,8 @@ async fn sixty_four_streams_at_once_equal_their_lone_answers() {
     let together =
         futures::future::join_all(bodies.iter().map(|body| stream(&worker, body.clone()))).await;
     worker.at_rest().await;
-    let fresh = Worker::start(&["--max-running-requests", "1", "--image-cache", "0"]).await;
+    let alone = ["--max-running-requests", "1", "--image-cache", "0"];
+    let fresh = Worker::start_demo(&alone).await;
     for (body, wire) in bodies.iter().zip(&together) {
         assert_eq!(text_of(wire), text(fresh.chat(body).await).await);
     }

@@ -56,6 +56,26 @@ async fn when_the_grace_is_over_a_stream_ends_with_one_error_event() {
     assert!(worker.ended().await.success());
 }
 
+#[tokio::test]
+async fn a_wedged_engine_ends_the_process_with_the_cause_in_the_termination_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("termination");
+    // No step is that fast: the first that is looked at counts as stuck.
+    let flags = [
+        "--step-timeout",
+        "0",
+        "--termination-log",
+        log.to_str().unwrap(),
+    ];
+    let mut worker = Worker::start(&flags).await;
+    let mut stream = worker.chat(&long()).await;
+    stream.chunk().await.unwrap();
+    while let Ok(Some(_)) = stream.chunk().await {}
+    assert!(!worker.ended().await.success());
+    let cause = std::fs::read_to_string(log).unwrap();
+    assert!(cause.contains("stuck in one step"), "{cause}");
+}
+
 #[test]
 fn a_model_that_cannot_be_loaded_is_named_in_the_termination_log() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,5 +8,8 @@ mod checkpoint;
 mod documentation;
 mod drain;
 mod leaving;
+mod limits;
 mod refusals;
+mod start;
+mod troubles;
 mod worker;

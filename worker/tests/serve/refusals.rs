@@ -3,6 +3,7 @@
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use crate::troubles;
 use crate::worker::{Worker, ask, base64};
 
 #[tokio::test]
@@ -124,40 +125,17 @@ async fn what_is_too_much_is_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn many_requests_with_every_kind_of_trouble_leak_nothing() {
-    let worker = Worker::start(&["--max-queue-length", "200"]).await;
-    let bad_image = json!({"messages": [{"role": "user", "content": [
-        {"type": "image_url", "image_url": format!("data:image/png;base64,{}", base64(&[137, 80, 78, 71, 13, 10, 26, 10]))}]}]});
-    for round in 0..10 {
-        let requests = (0..30).map(|n| {
-            let (worker, bad_image) = (&worker, &bad_image);
-            async move {
-                match n % 4 {
-                    0 => {
-                        let response = worker.chat(&ask(&format!("{round} {n}"), 10)).await;
-                        assert_eq!(response.status(), 200);
-                        response.bytes().await.unwrap();
-                    }
-                    1 => assert_eq!(worker.chat(bad_image).await.status(), 400),
-                    2 => {
-                        let mut body = ask(&format!("{round} {n}"), 1000);
-                        body["stream"] = json!(true);
-                        let mut response = worker.chat(&body).await;
-                        // Leaves after the first bytes.
-                        response.chunk().await.unwrap();
-                    }
-                    _ => {
-                        let response = worker
-                            .post("/v1/chat/completions")
-                            .body("{\"messages\": [")
-                            .send()
-                            .await;
-                        assert_eq!(response.unwrap().status(), 400);
-                    }
-                }
-            }
-        });
-        join_all(requests).await;
-    }
-    worker.at_rest().await;
+async fn two_thousand_requests_of_every_kind_are_answered_right_and_leave_nothing_behind() {
+    let worker = Worker::start_demo(&["--max-queue-length", "100"]).await;
+    let outcome = troubles::run(&worker, 2_000).await;
+    assert_eq!(outcome.wrong, Vec::<String>::new());
+    assert_eq!(outcome.held, 0);
+    assert_eq!(worker.metric("llava_num_requests_running", "").await, 0.0);
+    assert!(
+        outcome.grown < 16 << 20,
+        "{} requests in {:.0} s left {} bytes",
+        outcome.requests,
+        outcome.seconds,
+        outcome.grown
+    );
 }

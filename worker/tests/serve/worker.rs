@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,68 +18,118 @@ use crate::checkpoint;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A process that serves the test checkpoint; ended with the value.
+/// A process that serves a checkpoint; ended with the value.
 pub(crate) struct Worker {
     child: Child,
     pub api: SocketAddr,
     admin: SocketAddr,
     client: Client,
-    _dir: TempDir,
+    log: Arc<Mutex<Vec<Value>>>,
+    _dir: Option<TempDir>,
 }
 
 impl Worker {
-    /// Starts one with more flags and waits until it is ready.
+    /// Serves the fixture under the name `tiny` on one thread and waits until it is ready.
     pub(crate) async fn start(flags: &[&str]) -> Self {
-        shell::tls::install_provider();
         let dir = checkpoint::write();
+        let names = [
+            "--model-name",
+            "tiny",
+            "--model-alias",
+            "other",
+            "--threads",
+            "1",
+        ];
+        let path = dir.path().to_owned();
+        let worker = Self::launch(&path, &[&names, flags].concat(), Some(dir));
+        worker.until("ready", async || worker.ready().await).await;
+        worker
+    }
+
+    /// Serves the demo checkpoint under the name `llava-shapes` and waits until it is ready.
+    pub(crate) async fn start_demo(flags: &[&str]) -> Self {
+        Self::serve(&demo(), flags).await
+    }
+
+    /// Serves the checkpoint in `dir` and waits until it is ready.
+    pub(crate) async fn serve(dir: &Path, flags: &[&str]) -> Self {
+        let worker = Self::spawn(dir, flags);
+        worker.until("ready", async || worker.ready().await).await;
+        worker
+    }
+
+    /// Starts to serve the checkpoint in `dir`.
+    pub(crate) fn spawn(dir: &Path, flags: &[&str]) -> Self {
+        Self::launch(dir, flags, None)
+    }
+
+    fn launch(dir: &Path, flags: &[&str], kept: Option<TempDir>) -> Self {
+        shell::tls::install_provider();
         let mut child = Command::new(env!("CARGO_BIN_EXE_llava-worker"))
             .args([
                 "serve",
-                "--model-name",
-                "tiny",
-                "--model-alias",
-                "other",
-                "--threads",
-                "1",
-            ])
-            .args([
                 "--listen",
                 "127.0.0.1:0",
                 "--admin-listen",
                 "127.0.0.1:0",
-                "--log-format",
-                "json",
             ])
+            .args(["--log-format", "json"])
             .args(flags)
             .arg("--model")
-            .arg(dir.path())
+            .arg(dir)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log = Arc::new(Mutex::new(Vec::new()));
         let (mut api, mut admin) = (None, None);
-        let mut line = String::new();
         while admin.is_none() {
-            line.clear();
-            assert!(
-                log.read_line(&mut line).unwrap() > 0,
-                "the worker ended while starting"
-            );
+            let line = lines
+                .next()
+                .expect("the worker ended while starting")
+                .unwrap();
             let entry: Value = serde_json::from_str(&line).unwrap();
             let address = |name: &str| entry[name].as_str().and_then(|text| text.parse().ok());
             (api, admin) = (address("api"), address("admin"));
+            log.lock().unwrap().push(entry);
         }
         // A pipe that nobody reads would stop the worker.
-        std::thread::spawn(move || for _ in log.lines() {});
-        let worker = Self {
+        let keep = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                keep.lock().unwrap().push(entry);
+            }
+        });
+        Self {
             child,
             api: api.unwrap(),
             admin: admin.unwrap(),
             client: Client::builder().no_proxy().build().unwrap(),
-            _dir: dir,
-        };
-        worker.until("ready", async || worker.ready().await).await;
-        worker
+            log,
+            _dir: kept,
+        }
+    }
+
+    /// What the process has logged so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Memory that the process holds, files left out, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib: usize = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib * 1024
     }
 
     pub(crate) fn post(&self, path: &str) -> RequestBuilder {
@@ -106,12 +158,25 @@ impl Worker {
     }
 
     pub(crate) async fn ready(&self) -> bool {
-        let answer = self
-            .client
-            .get(format!("http://{}/readyz", self.admin))
-            .send()
-            .await;
+        let answer = self.admin("/readyz").await;
         answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Asks the admin port.
+    pub(crate) async fn admin(&self, path: &str) -> reqwest::Result<Response> {
+        let url = format!("http://{}{path}", self.admin);
+        self.client.get(url).send().await
+    }
+
+    /// The sum of a metric over its labels; those that do not match `label` are left out.
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = self.admin("/metrics").await.unwrap().text().await.unwrap();
+        let values = text.lines().filter_map(|line| {
+            let (key, value) = line.split_once(' ')?;
+            let (found, labels) = key.split_once('{').unwrap_or((key, ""));
+            (found == name && labels.contains(label)).then(|| value.parse::<f64>().unwrap())
+        });
+        values.sum()
     }
 
     /// Waits until nothing runs or waits.
@@ -156,10 +221,15 @@ impl Drop for Worker {
     }
 }
 
+/// The folder of the demo checkpoint.
+pub(crate) fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/llava-shapes")
+}
+
 /// A greedy chat of one turn that goes on to its last token.
 pub(crate) fn ask(text: &str, tokens: u64) -> Value {
     json!({
-        "model": "tiny", "messages": [{"role": "user", "content": text}],
+        "messages": [{"role": "user", "content": text}],
         "temperature": 0, "max_tokens": tokens, "logit_bias": {"2": -100},
     })
 }

@@ -137,8 +137,13 @@ fn a_short_prompt_goes_before_the_rest_of_a_long_one() {
         let step = plan(&state, now);
         play(&mut state, &step, &mut left);
     }
+    assert_eq!(state.running[0].computed, 10, "the long one is under way");
     state.waiting.push_back(waiting(1, prompt(500..505)));
     let step = plan(&state, now);
+    assert!(
+        step.moves() && step.prefill.is_empty(),
+        "it comes in before anything is computed"
+    );
     play(&mut state, &step, &mut left);
     let step = plan(&state, now);
     assert_eq!(
@@ -159,12 +164,16 @@ fn nobody_is_passed_over_for_ever() {
         state
             .waiting
             .push_back(waiting(id, prompt(id as u32 * 100..id as u32 * 100 + 10)));
-        let step = plan(&state, now);
-        let served =
-            step.prefill.iter().any(|(id, _)| *id == 0) || !state.running.iter().any(|r| r.id == 0);
-        without = if served { 0 } else { without + 1 };
-        longest = longest.max(without);
-        play(&mut state, &step, &mut left);
+        for _ in 0..2 {
+            let step = plan(&state, now);
+            let served = step.prefill.iter().any(|(id, _)| *id == 0)
+                || !state.running.iter().any(|r| r.id == 0);
+            if !step.moves() {
+                without = if served { 0 } else { without + 1 };
+            }
+            longest = longest.max(without);
+            play(&mut state, &step, &mut left);
+        }
     }
     assert!(longest <= PATIENCE as usize, "passed over {longest} times");
 }
@@ -251,8 +260,12 @@ proptest! {
             assert!(chunk <= BUDGET.chunk_tokens);
             assert!(step.encode.is_empty() || step.prefill.is_empty(), "one kind of work at a time");
             let stays = |id: &u64| !step.preempt.contains(id);
-            let due: Vec<_> = state.running.iter().filter(|r| r.decodes()).map(|r| r.id).filter(stays).collect();
-            assert_eq!(step.decode, due, "everyone who can gets a token");
+            if step.moves() {
+                assert!(step.decode.is_empty() && chunk == 0, "who moves first is computed next");
+            } else {
+                let due: Vec<_> = state.running.iter().filter(|r| r.decodes()).map(|r| r.id).collect();
+                assert_eq!(step.decode, due, "everyone who can gets a token");
+            }
             let mut taken: Vec<_> = step.admit.iter().map(|admission| admission.slot).collect();
             taken.extend(state.running.iter().filter(|r| stays(&r.id)).map(|r| r.slot));
             taken.sort_unstable();

@@ -1,0 +1,152 @@
+//! How answers go out, whatever their form: token by token as events, or whole.
+
+use axum::response::Response;
+use bytes::Bytes;
+use protocol::openai::{FinishReason, Usage};
+use protocol::sse;
+use shell::clock;
+
+use super::app::{Shared, unique};
+use super::ask::{Answers, Coming};
+use super::refusal::Refusal;
+use super::stream::{error_event, response};
+use crate::engine::{Event, TokenEvent};
+
+/// What every chunk of an answer has in common.
+pub(super) struct Head {
+    /// The answer's own.
+    pub id: String,
+    /// Unix seconds.
+    pub created: u64,
+    /// The name that was asked for.
+    pub model: String,
+    /// Answers wanted.
+    pub answers: usize,
+    /// Whether a stream ends with token counts.
+    pub usage: bool,
+}
+
+impl Head {
+    /// A head with an id of its own.
+    #[must_use]
+    pub(super) fn new(prefix: &str, model: String, answers: usize, usage: bool) -> Self {
+        Self {
+            id: unique(prefix),
+            created: clock::unix_millis() / 1000,
+            model,
+            answers,
+            usage,
+        }
+    }
+}
+
+/// The form of one API. It gathers what comes of each answer; a stream takes
+/// that out piece by piece, a whole answer in the end.
+pub(super) trait Form: Send + Sized + 'static {
+    /// What all chunks have in common.
+    fn head(&self) -> &Head;
+
+    /// What a stream begins with.
+    fn opening(&mut self) -> Vec<Bytes>;
+
+    /// Gathers a token of answer `index`.
+    fn add(&mut self, index: usize, token: &TokenEvent);
+
+    /// The event with what was gathered, if it holds any text.
+    fn piece(&mut self, index: usize) -> Option<Bytes>;
+
+    /// Gathers the end of answer `index`.
+    fn end(&mut self, index: usize, rest: &str, reason: FinishReason);
+
+    /// The last events of answer `index`.
+    fn last_pieces(&mut self, index: usize) -> Vec<Bytes>;
+
+    /// The event with token counts.
+    fn usage(&self, usage: Usage) -> Bytes;
+
+    /// Everything that was gathered, as one body.
+    fn whole(self, usage: Usage) -> Response;
+}
+
+/// Answers in this form.
+///
+/// # Errors
+/// Whatever ends an answer that does not stream.
+pub(super) async fn reply(
+    app: &Shared,
+    answers: Answers,
+    form: impl Form,
+    streams: bool,
+) -> Result<Response, Refusal> {
+    if streams {
+        Ok(stream(app, answers, form))
+    } else {
+        collect(app, answers, form).await
+    }
+}
+
+fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
+    let patience = app.limits.keep_alive;
+    response(async_stream::stream! {
+        for event in form.opening() {
+            yield event;
+        }
+        let (mut open, mut tokens) = (form.head().answers, 0);
+        while open > 0 {
+            match answers.next(patience).await {
+                Coming::Silence => yield Bytes::from_static(sse::KEEP_ALIVE),
+                Coming::Event(_, Event::Started { .. }) => {}
+                Coming::Event(index, Event::Token(token)) => {
+                    form.add(index, &token);
+                    if let Some(event) = form.piece(index) {
+                        yield event;
+                    }
+                }
+                Coming::Event(index, Event::Finished { text, reason, tokens: count }) => {
+                    form.end(index, &text, reason);
+                    for event in form.last_pieces(index) {
+                        yield event;
+                    }
+                    open -= 1;
+                    tokens += count;
+                }
+                Coming::Event(_, Event::Failed(failure)) => {
+                    yield error_event(failure);
+                    return;
+                }
+            }
+        }
+        if form.head().usage {
+            yield form.usage(answers.usage(tokens));
+        }
+        yield sse::event(sse::DONE);
+    })
+}
+
+async fn collect(
+    app: &Shared,
+    mut answers: Answers,
+    mut form: impl Form,
+) -> Result<Response, Refusal> {
+    let (mut open, mut tokens) = (form.head().answers, 0);
+    while open > 0 {
+        match answers.next(app.limits.keep_alive).await {
+            Coming::Silence | Coming::Event(_, Event::Started { .. }) => {}
+            Coming::Event(index, Event::Token(token)) => form.add(index, &token),
+            Coming::Event(
+                index,
+                Event::Finished {
+                    text,
+                    reason,
+                    tokens: count,
+                },
+            ) => {
+                form.end(index, &text, reason);
+                open -= 1;
+                tokens += count;
+            }
+            Coming::Event(_, Event::Failed(failure)) => return Err(failure.into()),
+        }
+    }
+    Ok(form.whole(answers.usage(tokens)))
+}
