@@ -10,6 +10,7 @@ mod drain;
 mod leaving;
 mod limits;
 mod refusals;
+mod sdks;
 mod start;
 mod troubles;
 mod worker;

@@ -1,0 +1,99 @@
+//! OpenAI's own clients, in pinned versions from their registries, against a
+//! worker. They are installed once, into the cache directory of this project.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+use crate::worker::Worker;
+
+#[tokio::test]
+async fn the_sdk_openai_python_gets_everything_it_promises() {
+    let sources = clients().join("python");
+    let home = installed("openai-python", &sources, &["requirements.txt"], |home| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(home));
+        let pip = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--requirement",
+        ];
+        run(Command::new(home.join("bin/python"))
+            .args(pip)
+            .arg(sources.join("requirements.txt")));
+    });
+    let mut python = Command::new(home.join("bin/python"));
+    holds(python.arg(sources.join("matrix.py"))).await;
+}
+
+#[tokio::test]
+async fn the_sdk_openai_node_gets_everything_it_promises() {
+    let sources = clients().join("node");
+    let files = ["package.json", "package-lock.json", "matrix.mjs"];
+    let home = installed("openai-node", &sources, &files, |home| {
+        for file in files {
+            fs::copy(sources.join(file), home.join(file)).unwrap();
+        }
+        let quiet = ["ci", "--silent", "--no-audit", "--no-fund"];
+        run(Command::new("npm").args(quiet).current_dir(home));
+    });
+    holds(Command::new("node").arg(home.join("matrix.mjs"))).await;
+}
+
+/// Runs a matrix against a worker of its own.
+async fn holds(matrix: &mut Command) {
+    let worker = Worker::start(&[]).await;
+    run(matrix.arg(format!("http://{}", worker.api)).arg("tiny"));
+    worker.at_rest().await;
+}
+
+fn run(command: &mut Command) {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn clients() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients")
+}
+
+/// The directory where `install` has put what `files` ask for. Two runs at once
+/// wait for one another; one that broke off is begun again.
+fn installed(name: &str, sources: &Path, files: &[&str], install: impl FnOnce(&Path)) -> PathBuf {
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(fs::read(sources.join(file)).unwrap());
+    }
+    let digest = hash.finalize();
+    let version: String = digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"),
+        PathBuf::from,
+    );
+    let cache = cache.join("llava-operator");
+    fs::create_dir_all(&cache).unwrap();
+    let lock = File::create(cache.join(format!("{name}.lock"))).unwrap();
+    lock.lock().unwrap();
+    let home = cache.join(format!("{name}-{version}"));
+    let done = home.join("installed");
+    if !done.exists() {
+        // What a broken run left.
+        let _ = fs::remove_dir_all(&home);
+        fs::create_dir_all(&home).unwrap();
+        install(&home);
+        fs::write(done, "").unwrap();
+    }
+    home
+}
