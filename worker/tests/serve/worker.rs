@@ -86,7 +86,7 @@ impl Worker {
         while admin.is_none() {
             let line = lines
                 .next()
-                .expect("the worker ended while starting")
+                .unwrap_or_else(|| panic!("the worker ended while starting"))
                 .unwrap();
             let entry: Value = serde_json::from_str(&line).unwrap();
             let address = |name: &str| entry[name].as_str().and_then(|text| text.parse().ok());
