@@ -51,7 +51,8 @@ async fn main() -> anyhow::Result<()> {
     shell::tls::install_provider();
     let args = Args::parse();
     let total = args.deployments * args.workers;
-    let nodes = u16::try_from(total / 200 + 2)?;
+    // Both kinds' Pods are there together, and a fake node takes 250.
+    let nodes = u16::try_from(total / 100 + 2)?;
     let cluster = Cluster::control_plane().with_fake_nodes(nodes).await?;
     let client = cluster.client();
     install_kinds(&client).await?;
