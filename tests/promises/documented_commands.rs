@@ -28,6 +28,7 @@ const WAYS: [(&str, &[&str]); 4] = [
 /// What a reader has at hand, and how long a forwarded port takes to open.
 const PREAMBLE: &str = r#"
 set -euo pipefail
+cd "$CHECKOUT"
 export HF_TOKEN=hf_example
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 opened() { timeout 30 bash -c "until (: </dev/tcp/localhost/$1) 2>/dev/null; do sleep 0.05; done"; }
@@ -76,7 +77,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     async fn of(cluster: &'a Cluster) -> anyhow::Result<Self> {
         // What the commands write stays beside the sources, not among them.
-        let checkout = tempfile::tempdir()?;
+        let checkout = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         for entry in std::fs::read_dir(root())? {
             let entry = entry?;
             let source = std::path::absolute(entry.path())?;
@@ -101,7 +102,7 @@ impl<'a> Reader<'a> {
         // In the cluster's own network, so that forwarded ports meet nobody.
         let mut bash = self.cluster.inside("bash");
         bash.args(["-c", &script(page, headings)?])
-            .current_dir(self.checkout.path())
+            .env("CHECKOUT", self.checkout.path())
             .env("PATH", &self.path)
             .env("KUBECONFIG", self.cluster.kubeconfig());
         run(&mut bash)
