@@ -113,15 +113,19 @@ impl<'a> Reader<'a> {
 }
 
 /// A Python that has the SDK already: the cluster's network has no way out.
+/// Tests that want it at the same time wait for the one that makes it.
 async fn python() -> anyhow::Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-3.52.0");
     let (bin, complete) = (folder.join("bin"), folder.join("complete"));
+    let making = std::fs::File::create(folder.with_extension("lock"))?;
+    let making = tokio::task::spawn_blocking(move || making.lock().map(|()| making)).await??;
     if !complete.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder)).await?;
         let install = ["install", "--quiet", "openai==3.52.0"];
         run(Command::new(bin.join("pip")).args(install)).await?;
         std::fs::write(complete, "")?;
     }
+    drop(making);
     Ok(bin)
 }
 

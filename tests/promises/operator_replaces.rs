@@ -70,8 +70,12 @@ async fn an_evicted_a_rejected_and_a_failed_worker_are_each_replaced_once() -> a
         let of = ListParams::default().labels(&format!("llava.dev/deployment={name}"));
         let workers: Api<LlavaWorker> = scene.api();
         assert_eq!(workers.list(&of).await?.items.len(), 2);
-        let events = scene.events("LlavaWorker").await?;
-        assert!(events.iter().any(|event| event == told), "{events:?}");
+        // An Event follows the deed: nothing waits for it.
+        let heard = async || {
+            let events = scene.events("LlavaWorker").await.ok()?;
+            events.iter().any(|event| event == told).then_some(())
+        };
+        wait_for(told, SOON, heard).await?;
     }
     Ok(())
 }
