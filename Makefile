@@ -1,6 +1,6 @@
 # The few verbs of this project. Each is a script that can be read and run by itself.
 
-.PHONY: bench-operator help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
+.PHONY: bench-operator bench-job help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
 
 CLUSTER = cargo run --quiet --locked --package tests --bin cluster --
 
@@ -51,6 +51,10 @@ bench-operator: ## Measure the operator beside Kubernetes' own controllers; docs
 	cargo build --locked --release --package llava-operator
 	cargo build --locked --package tests --bins
 	cargo run --quiet --locked --package tests --bin bench-operator -- --operator $(or $(CARGO_TARGET_DIR),target)/release/llava-operator
+
+bench-job: images ## Measure the main job on a real node; docs/benchmarks/job.md shows the last result
+	cargo build --quiet --locked --package tests --bins
+	cargo run --quiet --locked --package tests --bin bench-job -- $(ARGS)
 
 bench-worker: ## Measure serving: batching, first tokens, callers that leave, overload; docs/benchmarks/worker.md shows the last result
 	@hack/bench-worker $(ARGS)

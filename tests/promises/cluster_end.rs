@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    process::Stdio,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use tokio::process::Command;
 use crate::machine::{Settings, Traces};
 
 const NOTHING: [String; 0] = [];
+const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn nothing_is_left_of_a_cluster_with_running_pods() -> anyhow::Result<()> {
@@ -70,17 +72,47 @@ async fn a_panic_ends_its_cluster() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Set in a test process that is to be killed while its cluster runs.
+const DOOMED: &str = "LLAVA_TEST_DOOMED";
+
+#[tokio::test]
+async fn a_killed_test_process_leaves_nothing() -> anyhow::Result<()> {
+    if std::env::var_os(DOOMED).is_some() {
+        let cluster = Cluster::control_plane().await?;
+        println!("{}", serde_json::to_string(cluster.endpoint())?);
+        return std::future::pending().await;
+    }
+    let mut test = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", "--nocapture"])
+        .arg("cluster_end::a_killed_test_process_leaves_nothing")
+        .env(DOOMED, "")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = BufReader::new(test.stdout.take().expect("its output"));
+    let mut lines = stdout.lines().map_while(Result::ok);
+    // The harness begins the line with the name of the test.
+    let endpoint = lines.find_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok());
+    let traces = Traces::at(&endpoint.expect("a cluster in the other process"))?;
+    assert_ne!(traces.found().await?, NOTHING);
+
+    test.kill()?;
+    test.wait()?;
+    wait_for("the end of all that it had", SOON, async || {
+        traces.found().await.ok()?.is_empty().then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_next_run_clears_up_after_a_killed_supervisor() -> anyhow::Result<()> {
     let cluster = Cluster::control_plane().with_real_node().await?;
     let traces = Traces::of(&cluster)?;
     let supervisor = traces.supervisor().expect("an owner");
     run(Command::new("kill").args(["-s", "KILL", &supervisor.pid().to_string()])).await?;
-    wait_for(
-        "the end of the supervisor",
-        Duration::from_secs(20),
-        async || (!supervisor.is_alive()).then_some(()),
-    )
+    wait_for("the end of the supervisor", SOON, async || {
+        (!supervisor.is_alive()).then_some(())
+    })
     .await?;
     assert_ne!(
         traces.found().await?,

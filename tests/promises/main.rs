@@ -10,6 +10,7 @@ mod cluster_end;
 mod cluster_fake_nodes;
 mod cluster_faults;
 mod cluster_real_node;
+mod demo_elsewhere;
 mod documented_commands;
 mod machine;
 mod operator_closes;

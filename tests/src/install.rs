@@ -193,12 +193,20 @@ impl Installed {
     /// # Errors
     /// When no process of this Pod runs.
     pub async fn kill_worker(&self, pod: &str) -> anyhow::Result<()> {
+        self.signal_worker(pod, "KILL").await
+    }
+
+    /// Sends the worker process of a Pod a signal: `STOP` hangs it, `CONT` lets it go on.
+    ///
+    /// # Errors
+    /// When no process of this Pod runs.
+    pub async fn signal_worker(&self, pod: &str, signal: &str) -> anyhow::Result<()> {
         // Every container runs in the cluster's PID namespace, where a process
         // is known by the name that the downward API gave it.
         let script = format!(
             "found=1; for process in /proc/[0-9]*; do
                if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx POD_NAME={pod}; then
-                 kill -9 ${{process#/proc/}} && found=0; fi; done; exit $found"
+                 kill -s {signal} ${{process#/proc/}} && found=0; fi; done; exit $found"
         );
         run(self.cluster.inside("sh").args(["-c", &script])).await?;
         Ok(())
