@@ -2,12 +2,15 @@
 //! and the probabilities that a caller asks for. A draw depends on the seed and
 //! the position alone, so that a sequence that is computed again goes on as before.
 
+mod draw;
+
 use std::collections::HashMap;
+
+use crate::kernels::pointwise;
+use draw::{Draw, Range, heavier};
 
 /// Below this temperature sampling is greedy, as in LLaVA's worker.
 const GREEDY_BELOW: f32 = 1e-3;
-/// Candidates that are sorted first; nearly always enough for top-p.
-const LIKELY: usize = 1024;
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +73,7 @@ pub struct Sampler {
     /// How often the answer holds a token; 0 for one of the prompt only.
     counts: HashMap<u32, u32>,
     drawn: u64,
+    draw: Draw,
 }
 
 /// A token with the logarithm of its probability under the model, before
@@ -95,6 +99,7 @@ impl Sampler {
             params,
             counts,
             drawn: 0,
+            draw: Draw::default(),
         }
     }
 
@@ -136,39 +141,19 @@ impl Sampler {
         changed
     }
 
-    fn choose(&self, logits: &[f32]) -> Option<u32> {
+    fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let best = argmax(logits)?;
-        if self.params.temperature < GREEDY_BELOW || self.params.top_k == 1 {
+        let params = &self.params;
+        if params.temperature < GREEDY_BELOW || params.top_k == 1 {
             return Some(best);
         }
-        let top = logits[best as usize];
-        let scale = 1.0 / self.params.temperature;
-        let mut candidates: Vec<(f32, u32)> = logits
-            .iter()
-            .enumerate()
-            .filter(|(_, logit)| !logit.is_nan())
-            .map(|(token, logit)| (((logit - top) * scale).exp(), token as u32))
-            .collect();
-        if self.params.top_k > 0 && self.params.top_k < candidates.len() {
-            candidates.select_nth_unstable_by(self.params.top_k - 1, heavier);
-            candidates.truncate(self.params.top_k);
-        }
-        let total: f32 = candidates.iter().map(|(weight, _)| weight).sum();
-        let mut mass = total;
-        if self.params.top_p < 1.0 {
-            mass = keep_top_p(&mut candidates, self.params.top_p * total);
-        } else {
-            // The order must not depend on how candidates were selected.
-            candidates.sort_unstable_by_key(|(_, token)| *token);
-        }
-        let mut left = uniform(self.params.seed, self.drawn) * mass;
-        for &(weight, token) in &candidates {
-            left -= weight;
-            if left < 0.0 {
-                return Some(token);
-            }
-        }
-        Some(best)
+        let range = Range {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+        };
+        let at = uniform(params.seed, self.drawn);
+        Some(self.draw.draw(logits, best, range, at))
     }
 }
 
@@ -207,53 +192,21 @@ pub fn top(logits: &[f32], count: usize) -> Vec<Candidate> {
 }
 
 fn log_sum(logits: &[f32]) -> f32 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits
-        .iter()
-        .map(|logit| f64::from((logit - top).exp()))
-        .sum();
-    top + sum.ln() as f32
+    let top = pointwise::largest(logits);
+    let mut room = [0f32; 256];
+    let parts = logits.chunks(room.len()).map(|part| {
+        let weights = &mut room[..part.len()];
+        pointwise::weights(part, top, 1.0, weights);
+        f64::from(pointwise::sum(weights))
+    });
+    top + parts.sum::<f64>().ln() as f32
 }
 
+/// The first of the most probable tokens.
 fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(usize, f32)> = None;
-    for (token, &logit) in logits.iter().enumerate() {
-        if !logit.is_nan() && best.is_none_or(|(_, most)| logit > most) {
-            best = Some((token, logit));
-        }
-    }
-    best.map(|(token, _)| token as u32)
-}
-
-fn heavier(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
-}
-
-/// Keeps the fewest candidates, heaviest first, that weigh at least `wanted`; gives their weight.
-fn keep_top_p(candidates: &mut Vec<(f32, u32)>, wanted: f32) -> f32 {
-    if candidates.len() > LIKELY {
-        candidates.select_nth_unstable_by(LIKELY - 1, heavier);
-        candidates[..LIKELY].sort_unstable_by(heavier);
-        let likely: f32 = candidates[..LIKELY].iter().map(|(weight, _)| weight).sum();
-        if likely >= wanted {
-            candidates.truncate(LIKELY);
-        } else {
-            candidates.sort_unstable_by(heavier);
-        }
-    } else {
-        candidates.sort_unstable_by(heavier);
-    }
-    let mut mass = 0.0;
-    let mut keep = 0;
-    for (weight, _) in candidates.iter() {
-        mass += weight;
-        keep += 1;
-        if mass >= wanted {
-            break;
-        }
-    }
-    candidates.truncate(keep);
-    mass
+    let most = pointwise::largest(logits);
+    let first = logits.iter().position(|logit| *logit == most);
+    first.map(|token| token as u32)
 }
 
 /// A number from 0 to 1, 1 excluded, that depends on nothing but its arguments (SplitMix64).

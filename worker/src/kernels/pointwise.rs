@@ -47,10 +47,13 @@ fn lane_sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
+/// Below this power of e, an f32 holds nothing.
+const SMALLEST_POWER: f32 = -87.3;
+
 /// `e^x` for finite `x`, to about one unit in the last place, without branches.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    let x = x.clamp(-87.3, 88.7);
+    let x = x.clamp(SMALLEST_POWER, 88.7);
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
@@ -85,6 +88,43 @@ vectorised! {
         for x in scores.iter_mut() {
             *x *= inverse;
         }
+    }
+}
+
+vectorised! {
+    /// The largest of the numbers, those that are none left out; minus infinity without any.
+    fn largest(values: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let mut chunks = values.chunks_exact(LANES);
+        for chunk in &mut chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        let mut most = f32::NEG_INFINITY;
+        for x in lanes.iter().chain(chunks.remainder()) {
+            most = if *x > most { *x } else { most };
+        }
+        most
+    }
+}
+
+vectorised! {
+    /// `e^(scale * (x - most))`, where `most` is the largest; 0 for what is no number.
+    fn weights(x: &[f32], most: f32, scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let power = (x - most) * scale;
+            let weight = exp(power);
+            // False too for what is no number.
+            *out = if power > SMALLEST_POWER { weight } else { 0.0 };
+        }
+    }
+}
+
+vectorised! {
+    /// The sum of all numbers.
+    fn sum(values: &[f32]) -> f32 {
+        lane_sum(values, |x| x)
     }
 }
 
