@@ -3,8 +3,9 @@
 //! last one is not computed again.
 
 use crate::config::ModelConfig;
-use crate::engine::detokenizer::{Decode, Detokenizer};
+use crate::engine::detokenizer::Detokenizer;
 use crate::engine::stop::StopTexts;
+use crate::engine::{Decode, Decoder};
 use crate::image::{ImageProcessor, Limits, Picture, ProcessorConfig, decode};
 use crate::input::{ImageFeatures, Piece, positions, slice};
 use crate::kv::KvCache;
@@ -202,7 +203,9 @@ impl Speaker {
 
     fn decoder(&self) -> Decode {
         let tokenizer = self.renderer.tokenizer().inner().clone();
-        Arc::new(move |ids| tokenizer.decode(ids, true).unwrap_or_default())
+        Arc::new(Decoder::new(self.model.info().vocab, move |ids| {
+            tokenizer.decode(ids, true).unwrap_or_default()
+        }))
     }
 
     fn forget(&mut self) {

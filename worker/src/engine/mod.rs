@@ -4,6 +4,7 @@
 //! [`plan`] decides and knows no model; [`run`] does and decides nothing.
 
 mod backend;
+pub mod decoder;
 pub mod detokenizer;
 mod handle;
 pub mod key;
@@ -17,7 +18,7 @@ pub mod stop;
 pub mod vision_cache;
 
 pub use backend::{Backend, LoadedModel, Rows};
-pub use detokenizer::Decode;
+pub use decoder::{Decode, Decoder};
 pub use handle::{EngineHandle, Pulse};
 pub use key::ImageHash;
 pub use metrics::EngineMetrics;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use protocol::openai::FinishReason;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::detokenizer::Decode;
+use super::decoder::Decode;
 use super::key::ImageHash;
 use crate::input::ImageFeatures;
 use crate::pixels::PixelValues;

@@ -200,12 +200,12 @@ fn engine(slots: usize, kv_tokens: usize) -> Setup {
 
 /// One letter a token.
 fn letters() -> Decode {
-    Arc::new(|tokens| {
+    Arc::new(Decoder::new(VOCAB, |tokens| {
         tokens
             .iter()
             .map(|&token| char::from(b'0' + token as u8))
             .collect()
-    })
+    }))
 }
 
 fn image(value: i32) -> PromptPiece {
@@ -431,7 +431,7 @@ fn a_tokenizer_that_panics_on_one_answer_ends_that_request_only() {
     let prompt = tokens(5..9);
     let before = submit(&setup.engine, prompt.clone(), 20);
     let broken = submit_with(&setup.engine, tokens(20..24), 20, |request| {
-        request.decode = Arc::new(|_| panic!("as asked"));
+        request.decode = Arc::new(Decoder::new(VOCAB, |_| panic!("as asked")));
     });
     let after = submit(&setup.engine, tokens(30..34), 20);
     assert_eq!(answer(broken), Err(Failure::Model));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
 use protocol::openai::Usage;
 use shell::clock;
@@ -92,14 +93,13 @@ pub(super) async fn ask(
     }
     let mut stop = prompt.stop;
     stop.extend(generation.stop);
-    let texts = std::sync::Arc::clone(&app.texts);
     let mut request = Request {
         prompt: pieces,
         max_tokens: 1,
         sampling: generation.sampling,
         stop,
         logprobs,
-        decode: std::sync::Arc::new(move |tokens| texts.decode(tokens)),
+        decode: app.texts.decoder(),
         arrived: clock::now(),
         deadline: None,
         events: unbounded_channel().0,
@@ -163,20 +163,44 @@ impl Answers {
 
     /// The next event, or silence.
     pub(super) async fn next(&mut self, patience: Duration) -> Coming {
-        if let Some((index, event)) = self.first.take() {
-            return Coming::Event(index, event);
-        }
         loop {
+            if let Some(coming) = self.ready() {
+                return coming;
+            }
             match tokio::time::timeout(patience, self.events.next()).await {
                 Err(_) => return Coming::Silence,
-                Ok(None) => return Coming::Event(0, Event::Failed(Failure::Gone)),
-                Ok(Some((_, Event::Started { .. }))) => {}
-                // The end of the channel of an answer that is complete.
-                Ok(Some((index, Event::Failed(Failure::Gone)))) if self.finished[index] => {}
-                Ok(Some((index, event))) => {
-                    self.finished[index] |= matches!(event, Event::Finished { .. });
-                    return Coming::Event(index, event);
+                Ok(event) => {
+                    if let Some(coming) = self.sort(event) {
+                        return coming;
+                    }
                 }
+            }
+        }
+    }
+
+    /// The next event, if it has come already.
+    pub(super) fn ready(&mut self) -> Option<Coming> {
+        if let Some((index, event)) = self.first.take() {
+            return Some(Coming::Event(index, event));
+        }
+        loop {
+            let event = self.events.next().now_or_never()?;
+            if let Some(coming) = self.sort(event) {
+                return Some(coming);
+            }
+        }
+    }
+
+    /// What an event means to the caller, if anything.
+    fn sort(&mut self, event: Option<(usize, Event)>) -> Option<Coming> {
+        match event {
+            None => Some(Coming::Event(0, Event::Failed(Failure::Gone))),
+            Some((_, Event::Started { .. })) => None,
+            // The end of the channel of an answer that is complete.
+            Some((index, Event::Failed(Failure::Gone))) if self.finished[index] => None,
+            Some((index, event)) => {
+                self.finished[index] |= matches!(event, Event::Finished { .. });
+                Some(Coming::Event(index, event))
             }
         }
     }

@@ -94,7 +94,7 @@ fn prompt(app: &App, prompt: CompletionPrompt) -> Result<(String, Prompt), Refus
                     "`prompt` must hold tokens of the vocabulary",
                 ));
             }
-            let text = app.texts.decode(&ids);
+            let text = app.texts.decoder().text(&ids);
             let prompt = Prompt {
                 text: text.clone(),
                 pieces: vec![Piece::Text(ids)],

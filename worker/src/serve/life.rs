@@ -280,7 +280,6 @@ impl Life {
             Piece::Text(ids) => Some(PromptPiece::Tokens(ids)),
             Piece::Image(_) => None,
         });
-        let texts = Arc::clone(&parts.texts);
         let (events, mut coming) = unbounded_channel();
         let request = Request {
             prompt: pieces.collect(),
@@ -288,7 +287,7 @@ impl Life {
             sampling: SamplingParams::greedy(),
             stop: Vec::new(),
             logprobs: None,
-            decode: Arc::new(move |tokens| texts.decode(tokens)),
+            decode: parts.texts.decoder(),
             arrived: began,
             deadline: None,
             events,

@@ -12,7 +12,7 @@ use super::images::ImageReader;
 use super::memory;
 use super::remote::RemoteImages;
 use super::status::Status;
-use super::texts::Texts;
+use super::texts::{CheckpointTexts, Texts};
 use crate::engine::{Budget, EngineMetrics, EngineOptions, LoadedModel, VisionCache};
 use crate::fetch::{self, FetchError, Progress};
 use crate::image::{ImageProcessor, ProcessorConfig, ProcessorError};
@@ -238,7 +238,7 @@ fn finish(
         parts: AppParts {
             context,
             vocab: info.vocab,
-            texts: Arc::new(renderer),
+            texts: Arc::new(CheckpointTexts::new(renderer, info.vocab)),
             images,
         },
         options,

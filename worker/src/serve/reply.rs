@@ -85,35 +85,46 @@ pub(super) async fn reply(
     }
 }
 
+/// Bytes of events that go out together at most, when a reader is behind.
+const AT_ONCE: usize = 16 << 10;
+
 fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
     let patience = app.limits.keep_alive;
     response(async_stream::stream! {
-        for event in form.opening() {
-            yield event;
-        }
+        yield form.opening().concat().into();
         let (mut open, mut tokens) = (form.head().answers, 0);
         while open > 0 {
-            match answers.next(patience).await {
-                Coming::Silence => yield Bytes::from_static(sse::KEEP_ALIVE),
-                Coming::Event(_, Event::Started { .. }) => {}
-                Coming::Event(index, Event::Token(token)) => {
-                    form.add(index, &token);
-                    if let Some(event) = form.piece(index) {
-                        yield event;
+            let mut coming = Some(answers.next(patience).await);
+            // What has come by now goes out in one write.
+            let mut out = Vec::new();
+            while let Some(now) = coming {
+                match now {
+                    Coming::Silence => out.extend_from_slice(sse::KEEP_ALIVE),
+                    Coming::Event(_, Event::Started { .. }) => {}
+                    Coming::Event(index, Event::Token(token)) => {
+                        form.add(index, &token);
+                        if let Some(event) = form.piece(index) {
+                            out.extend_from_slice(&event);
+                        }
+                    }
+                    Coming::Event(index, Event::Finished { text, reason, tokens: count }) => {
+                        form.end(index, &text, reason);
+                        out.extend(form.last_pieces(index).concat());
+                        open -= 1;
+                        tokens += count;
+                    }
+                    Coming::Event(_, Event::Failed(failure)) => {
+                        out.extend_from_slice(&error_event(failure));
+                        yield out.into();
+                        return;
                     }
                 }
-                Coming::Event(index, Event::Finished { text, reason, tokens: count }) => {
-                    form.end(index, &text, reason);
-                    for event in form.last_pieces(index) {
-                        yield event;
-                    }
-                    open -= 1;
-                    tokens += count;
-                }
-                Coming::Event(_, Event::Failed(failure)) => {
-                    yield error_event(failure);
-                    return;
-                }
+                let more = open > 0 && out.len() < AT_ONCE;
+                coming = if more { answers.ready() } else { None };
+            }
+            // A token may be a part of a character, and has no event of its own then.
+            if !out.is_empty() {
+                yield out.into();
             }
         }
         if form.head().usage {

@@ -1,5 +1,8 @@
 //! What serving needs of a checkpoint's tokenizer and template.
 
+use std::sync::Arc;
+
+use crate::engine::{Decode, Decoder};
 use crate::error_text::chain;
 use crate::prompt::{Message, Prompt, PromptRenderer};
 
@@ -18,33 +21,58 @@ pub(super) trait Texts: Send + Sync + 'static {
     /// Why it cannot be tokenised.
     fn rendered(&self, text: &str, images: usize) -> Result<Prompt, String>;
 
-    /// Text of tokens, special ones left out.
-    fn decode(&self, tokens: &[u32]) -> String;
+    /// From tokens to text.
+    fn decoder(&self) -> Decode;
 
     /// Text of one token, special or not.
     fn token(&self, token: u32) -> String;
 }
 
-impl Texts for PromptRenderer {
+/// A checkpoint's own.
+pub(super) struct CheckpointTexts {
+    renderer: Arc<PromptRenderer>,
+    decoder: Decode,
+}
+
+impl CheckpointTexts {
+    /// Of a model with `vocab` tokens, padding included.
+    #[must_use]
+    pub(super) fn new(renderer: PromptRenderer, vocab: usize) -> Self {
+        let renderer = Arc::new(renderer);
+        let inner = Arc::clone(&renderer);
+        // Ids come from the model, whose vocabulary was checked against the tokenizer's;
+        // padding rows beyond it have no text.
+        let text = move |tokens: &[u32]| {
+            let text = inner.tokenizer().inner().decode(tokens, true);
+            text.unwrap_or_default()
+        };
+        Self {
+            renderer,
+            decoder: Arc::new(Decoder::new(vocab, text)),
+        }
+    }
+}
+
+impl Texts for CheckpointTexts {
     fn chat(&self, messages: &[Message]) -> Result<Prompt, String> {
-        self.render(messages).map_err(|error| chain(&error))
+        self.renderer
+            .render(messages)
+            .map_err(|error| chain(&error))
     }
 
     fn rendered(&self, text: &str, images: usize) -> Result<Prompt, String> {
-        PromptRenderer::rendered(self, text, images).map_err(|error| chain(&error))
+        self.renderer
+            .rendered(text, images)
+            .map_err(|error| chain(&error))
     }
 
-    fn decode(&self, tokens: &[u32]) -> String {
-        // Ids come from the model, whose vocabulary was checked against the tokenizer's;
-        // padding rows beyond it have no text.
-        self.tokenizer()
-            .inner()
-            .decode(tokens, true)
-            .unwrap_or_default()
+    fn decoder(&self) -> Decode {
+        Arc::clone(&self.decoder)
     }
 
     fn token(&self, token: u32) -> String {
-        self.tokenizer()
+        self.renderer
+            .tokenizer()
             .inner()
             .decode(&[token], false)
             .unwrap_or_default()
