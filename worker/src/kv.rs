@@ -1,7 +1,7 @@
 //! Keys and values of the sequences that are being answered: a fixed number of
-//! slots, each with room for a fixed number of tokens. On the CPU they lie in
-//! the panels that the kernels read and their memory is taken from the system
-//! only as it fills; on other devices they are candle tensors.
+//! slots, each with room for a fixed number of tokens. On the CPU they lie as
+//! halves in the panels that the kernels read, and their memory is taken from
+//! the system only as it fills; on other devices they are candle tensors.
 
 use crate::kernels::attention::{self, HeadCache, Query};
 use crate::ops::on_cpu;
@@ -10,7 +10,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 /// The cache of all layers.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<LayerKv>,
+    shape: KvShape,
+    store: Store,
     lengths: Vec<usize>,
     capacity: usize,
 }
@@ -59,19 +60,34 @@ pub(crate) struct Span {
     pub(crate) count: usize,
 }
 
-/// One layer's keys and values.
 #[derive(Debug)]
-pub(crate) struct LayerKv {
-    shape: KvShape,
-    store: Store,
+enum Store {
+    /// By slot: `[layers * kv_heads]`.
+    Panels(Vec<Vec<HeadCache>>),
+    /// By layer.
+    Tensors(Vec<LayerTensors>),
+}
+
+/// One layer's keys and values on a device, each `[slots, kv_heads, tokens, head_dim]`.
+#[derive(Debug)]
+pub(crate) struct LayerTensors {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// The slots that one run of the decoder writes to and reads.
+#[derive(Debug)]
+pub(crate) struct KvView<'a> {
+    shape: &'a KvShape,
+    seen: Seen<'a>,
 }
 
 #[derive(Debug)]
-enum Store {
-    /// `[slots * kv_heads]`.
-    Panels(Vec<HeadCache>),
-    /// Each `[slots, kv_heads, tokens, head_dim]`.
-    Tensors { keys: Tensor, values: Tensor },
+enum Seen<'a> {
+    /// The slots of the run's spans, in their order.
+    Panels(Vec<&'a mut [HeadCache]>),
+    /// All slots.
+    Tensors(&'a [LayerTensors]),
 }
 
 impl KvCache {
@@ -82,20 +98,17 @@ impl KvCache {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let layer = || {
-            let store = if device.is_cpu() {
-                let head = |_| HeadCache::new(capacity, shape.head_dim);
-                Store::Panels((0..slots * shape.kv_heads).map(head).collect())
-            } else {
-                Store::tensors(shape, slots, capacity, device, dtype)?
-            };
-            Ok(LayerKv {
-                shape: shape.clone(),
-                store,
-            })
+        let store = if device.is_cpu() {
+            let head = |_| HeadCache::new(capacity, shape.head_dim);
+            let slot = |_| (0..shape.layers * shape.kv_heads).map(head).collect();
+            Store::Panels((0..slots).map(slot).collect())
+        } else {
+            let layer = |_| LayerTensors::new(shape, slots, capacity, device, dtype);
+            Store::Tensors((0..shape.layers).map(layer).collect::<Result<_>>()?)
         };
         Ok(Self {
-            layers: (0..shape.layers).map(|_| layer()).collect::<Result<_>>()?,
+            shape: shape.clone(),
+            store,
             lengths: vec![0; slots],
             capacity,
         })
@@ -139,16 +152,50 @@ impl KvCache {
             );
         }
         if from != to {
-            for layer in &mut self.layers {
-                layer.copy_prefix(from, to, tokens)?;
-            }
+            self.copy(from, to, tokens)?;
         }
         self.lengths[to] = tokens;
         Ok(())
     }
 
-    pub(crate) fn layers_mut(&mut self) -> &mut [LayerKv] {
-        &mut self.layers
+    fn copy(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
+        match &mut self.store {
+            Store::Panels(slots) => {
+                if let Ok([from, to]) = slots.get_disjoint_mut([from, to]) {
+                    for (from, to) in from.iter().zip(to) {
+                        to.copy_prefix(from, tokens);
+                    }
+                }
+            }
+            Store::Tensors(layers) => {
+                for LayerTensors { keys, values } in layers {
+                    for tensor in [keys, values] {
+                        let prefix = tensor.narrow(0, from, 1)?.narrow(2, 0, tokens)?.copy()?;
+                        write(tensor, to, 0, &prefix)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What each of several runs works on; no slot is in two of them. Caches on
+    /// a device are not taken apart: there all spans are one run's.
+    pub(crate) fn views(&mut self, runs: &[Vec<Span>]) -> Vec<KvView<'_>> {
+        let shape = &self.shape;
+        let view = |seen| KvView { shape, seen };
+        match &mut self.store {
+            Store::Panels(slots) => {
+                let mut slots: Vec<_> = slots.iter_mut().map(|heads| Some(&mut **heads)).collect();
+                runs.iter()
+                    .map(|spans| {
+                        let taken = spans.iter().filter_map(|span| slots[span.slot].take());
+                        view(Seen::Panels(taken.collect()))
+                    })
+                    .collect()
+            }
+            Store::Tensors(layers) => vec![view(Seen::Tensors(layers))],
+        }
     }
 
     pub(crate) fn advance(&mut self, spans: &[Span]) {
@@ -158,8 +205,8 @@ impl KvCache {
     }
 }
 
-impl Store {
-    fn tensors(
+impl LayerTensors {
+    fn new(
         shape: &KvShape,
         slots: usize,
         capacity: usize,
@@ -167,21 +214,21 @@ impl Store {
         dtype: DType,
     ) -> Result<Self> {
         let shape = (slots, shape.kv_heads, capacity, shape.head_dim);
-        Ok(Self::Tensors {
+        Ok(Self {
             keys: Tensor::zeros(shape, dtype, device)?,
             values: Tensor::zeros(shape, dtype, device)?,
         })
     }
 }
 
-impl LayerKv {
+impl KvView<'_> {
     /// Rotates queries and keys of `qkv` `[rows, (heads + 2 kv_heads) * head_dim]`,
-    /// stores keys and values, and attends: `[rows, heads * head_dim]`.
-    pub(crate) fn attend(&mut self, qkv: &Tensor, rows: &Rows) -> Result<Tensor> {
+    /// stores keys and values of `layer`, and attends: `[rows, heads * head_dim]`.
+    pub(crate) fn attend(&mut self, layer: usize, qkv: &Tensor, rows: &Rows) -> Result<Tensor> {
         let count = qkv.dims2()?.0;
-        let shape = &self.shape;
-        match &mut self.store {
-            Store::Panels(heads) => {
+        let shape = self.shape;
+        match &mut self.seen {
+            Seen::Panels(slots) => {
                 let query = Query {
                     heads: shape.heads,
                     kv_heads: shape.kv_heads,
@@ -189,33 +236,16 @@ impl LayerKv {
                     window: shape.window,
                     rows,
                 };
+                let part = layer * shape.kv_heads..(layer + 1) * shape.kv_heads;
+                let mut heads: Vec<_> = slots
+                    .iter_mut()
+                    .map(|heads| &mut heads[part.clone()])
+                    .collect();
                 on_cpu(qkv, &[count, shape.heads * shape.head_dim], |qkv, out| {
-                    attention::attend_spans(&query, heads, qkv, out);
+                    attention::attend_spans(&query, &mut heads, qkv, out);
                 })
             }
-            Store::Tensors { keys, values } => attend_tensors(shape, keys, values, qkv, rows),
-        }
-    }
-
-    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
-        let kv_heads = self.shape.kv_heads;
-        match &mut self.store {
-            Store::Panels(heads) => {
-                for head in 0..kv_heads {
-                    let (from, to) = (from * kv_heads + head, to * kv_heads + head);
-                    if let Ok([from, to]) = heads.get_disjoint_mut([from, to]) {
-                        to.copy_prefix(from, tokens);
-                    }
-                }
-                Ok(())
-            }
-            Store::Tensors { keys, values } => {
-                for tensor in [keys, values] {
-                    let prefix = tensor.narrow(0, from, 1)?.narrow(2, 0, tokens)?.copy()?;
-                    write(tensor, to, 0, &prefix)?;
-                }
-                Ok(())
-            }
+            Seen::Tensors(layers) => attend_tensors(shape, &layers[layer], qkv, rows),
         }
     }
 }
@@ -230,8 +260,7 @@ fn write(store: &Tensor, slot: usize, position: usize, part: &Tensor) -> Result<
 /// Attention by candle's operations, sequence by sequence.
 fn attend_tensors(
     shape: &KvShape,
-    keys: &Tensor,
-    values: &Tensor,
+    LayerTensors { keys, values }: &LayerTensors,
     qkv: &Tensor,
     rows: &Rows,
 ) -> Result<Tensor> {
@@ -333,10 +362,7 @@ mod tests {
         for window in [None, Some(7)] {
             let shape = shape(window);
             let mut panels = KvCache::new(&shape, 3, 64, &Device::Cpu, DType::F32).unwrap();
-            let mut tensors = LayerKv {
-                shape: shape.clone(),
-                store: Store::tensors(&shape, 3, 64, &Device::Cpu, DType::F32).unwrap(),
-            };
+            let tensors = LayerTensors::new(&shape, 3, 64, &Device::Cpu, DType::F32).unwrap();
             let span = |slot, start, row, count| Span {
                 slot,
                 start,
@@ -349,13 +375,13 @@ mod tests {
                 vec![span(1, 0, 0, 1)],
             ] {
                 let (rows, qkv) = batch(spans);
-                let ours = panels.layers_mut()[0].attend(&qkv, &rows).unwrap();
-                let theirs = tensors.attend(&qkv, &rows).unwrap();
+                let mut views = panels.views(std::slice::from_ref(&rows.spans));
+                let ours = views[0].attend(0, &qkv, &rows).unwrap();
+                let theirs = attend_tensors(&shape, &tensors, &qkv, &rows).unwrap();
                 let worst = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
-                assert!(
-                    worst.to_scalar::<f32>().unwrap() < 1e-5,
-                    "window {window:?}"
-                );
+                // Numbers of up to 2, kept as halves.
+                let worst = worst.to_scalar::<f32>().unwrap();
+                assert!(worst < 2e-3, "window {window:?}: {worst}");
             }
         }
     }

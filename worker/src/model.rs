@@ -19,6 +19,7 @@
 
 mod batch;
 mod load;
+mod runs;
 
 pub use batch::{ForwardError, Logits, Part};
 pub use load::{DeviceChoice, LoadError, LoadOptions};
@@ -29,11 +30,14 @@ use crate::arch::projector::Projector;
 use crate::arch::tower::Tower;
 use crate::config::{Family, ModelConfig};
 use crate::input::{ImageFeatures, Piece};
-use crate::kv::{KvCache, KvShape, Rows, Span};
+use crate::kernels::worth_sharing;
+use crate::kv::{KvCache, KvShape, KvView, Rows, Span};
 use crate::matmul::Maker;
 use crate::pixels::PixelValues;
 use candle_core::{DType, Tensor};
 use rayon::ThreadPool;
+use rayon::prelude::*;
+use runs::{Cost, split};
 
 /// Tiles that go through the tower together: more would not be faster, and
 /// each takes some 20 MB inside the tower.
@@ -172,29 +176,72 @@ impl Model {
     pub fn forward(&self, kv: &mut KvCache, batch: &[Part]) -> Result<Logits, ForwardError> {
         let spans = self.spans(kv, batch)?;
         if spans.is_empty() {
-            return Ok(Logits {
-                values: Vec::new(),
-                vocab: self.info.vocab,
-                rows: Vec::new(),
-            });
+            return Ok(Logits::none(self.info.vocab));
         }
-        self.threads.install(|| self.run(kv, batch, spans))
+        let on_cpu = self.maker.device().is_cpu();
+        let cost = Cost {
+            // A device computes everything in one run.
+            bytes: if on_cpu {
+                self.decoder.bytes()
+            } else {
+                usize::MAX
+            },
+            row: self.decoder.multiplications(),
+        };
+        let dealt: Vec<Vec<Span>> = split(&spans, cost, self.threads())
+            .into_iter()
+            .map(|run| from_row_zero(&spans[run]))
+            .collect();
+        // Handing small work to another thread would take longer than doing it.
+        let here = on_cpu && dealt.len() == 1 && self.is_for_one_thread(&spans);
+        let mut rest = batch;
+        let runs: Vec<Run<'_>> = kv
+            .views(&dealt)
+            .into_iter()
+            .zip(dealt)
+            .map(|(kv, spans)| {
+                let (parts, others) = rest.split_at(spans.len());
+                rest = others;
+                Run { kv, parts, spans }
+            })
+            .collect();
+        let parts: Vec<Logits> = if here {
+            let each = runs.into_iter().map(|run| self.run(run));
+            each.collect::<Result<_, _>>()?
+        } else {
+            self.threads.install(|| {
+                let each = runs.into_par_iter().map(|run| self.run(run));
+                each.collect::<Result<_, _>>()
+            })?
+        };
+        kv.advance(&spans);
+        Ok(Logits::joined(self.info.vocab, parts))
     }
 
-    fn run(
-        &self,
-        kv: &mut KvCache,
-        batch: &[Part],
-        spans: Vec<Span>,
-    ) -> Result<Logits, ForwardError> {
+    /// Whether nothing in a run of these spans would be shared among threads.
+    fn is_for_one_thread(&self, spans: &[Span]) -> bool {
+        let rows: usize = spans.iter().map(|span| span.count).sum();
+        let seen = spans
+            .iter()
+            .map(|span| span.count * (span.start + span.count));
+        let text = &self.config.text;
+        let attention = 2 * text.heads * text.head_dim * seen.sum::<usize>();
+        !worth_sharing(rows * self.decoder.largest()) && !worth_sharing(attention)
+    }
+
+    fn run(&self, run: Run<'_>) -> Result<Logits, ForwardError> {
+        let Run {
+            mut kv,
+            parts: batch,
+            spans,
+        } = run;
         let x = self.embed(batch)?;
         let positions = spans
             .iter()
             .flat_map(|span| span.start..span.start + span.count);
         let (cos, sin) = self.decoder.rope.angles(positions);
         let rows = Rows { spans, cos, sin };
-        let x = self.decoder.forward(x, kv, &rows)?;
-        kv.advance(&rows.spans);
+        let x = self.decoder.forward(x, &mut kv, &rows)?;
         let mut last = Vec::new();
         let mut wanted = Vec::with_capacity(batch.len());
         for (part, span) in batch.iter().zip(&rows.spans) {
@@ -238,6 +285,23 @@ impl Model {
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
+}
+
+/// Some parts of a batch that are computed together.
+struct Run<'a> {
+    kv: KvView<'a>,
+    parts: &'a [Part],
+    /// Their rows, counted from the run's first.
+    spans: Vec<Span>,
+}
+
+fn from_row_zero(spans: &[Span]) -> Vec<Span> {
+    let first = spans.first().map_or(0, |span| span.row);
+    let moved = |span: &Span| Span {
+        row: span.row - first,
+        ..*span
+    };
+    spans.iter().map(moved).collect()
 }
 
 fn kv_shape(config: &ModelConfig) -> KvShape {

@@ -5,7 +5,7 @@
 
 use super::linear::{Linear, Reader};
 use crate::config::TextConfig;
-use crate::kv::{KvCache, LayerKv, Rows};
+use crate::kv::{KvView, Rows};
 use crate::model::LoadError;
 use crate::ops::{self, RmsNorm};
 use crate::rope::Rope;
@@ -63,9 +63,14 @@ impl Decoder {
 
     /// Runs all rows `[rows, hidden]` through the layers, storing keys and
     /// values; gives the last hidden states, before the norm.
-    pub(crate) fn forward(&self, mut x: Tensor, kv: &mut KvCache, rows: &Rows) -> Result<Tensor> {
-        for (layer, kv) in self.layers.iter().zip(kv.layers_mut()) {
-            x = layer.forward(&x, kv, rows)?;
+    pub(crate) fn forward(
+        &self,
+        mut x: Tensor,
+        kv: &mut KvView<'_>,
+        rows: &Rows,
+    ) -> Result<Tensor> {
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, |qkv| kv.attend(index, qkv, rows))?;
         }
         Ok(x)
     }
@@ -76,7 +81,23 @@ impl Decoder {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.head.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>()
+        self.products().map(Linear::bytes).sum()
+    }
+
+    /// Multiplications with all weights for one row.
+    pub(crate) fn multiplications(&self) -> usize {
+        self.products().map(Linear::multiplications).sum()
+    }
+
+    /// Those of the largest product.
+    pub(crate) fn largest(&self) -> usize {
+        let each = self.products().map(Linear::multiplications);
+        each.max().unwrap_or(0)
+    }
+
+    fn products(&self) -> impl Iterator<Item = &Linear> {
+        let layers = self.layers.iter().flat_map(Layer::products);
+        layers.chain([&self.head])
     }
 }
 
@@ -123,18 +144,19 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, kv: &mut LayerKv, rows: &Rows) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        attend: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.input_norm.forward(x)?)?;
-        let attended = kv.attend(&qkv, rows)?;
+        let attended = attend(&qkv)?;
         let x = ops::add(x, &self.output.forward(&attended)?)?;
         let gated = ops::silu_times(&self.gate_up.forward(&self.post_norm.forward(&x)?)?)?;
         ops::add(&x, &self.down.forward(&gated)?)
     }
 
-    fn bytes(&self) -> usize {
+    fn products(&self) -> [&Linear; 4] {
         [&self.qkv, &self.output, &self.gate_up, &self.down]
-            .iter()
-            .map(|linear| linear.bytes())
-            .sum()
     }
 }

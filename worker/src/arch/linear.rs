@@ -26,6 +26,11 @@ impl Linear {
     pub(crate) fn bytes(&self) -> usize {
         self.product.bytes()
     }
+
+    /// Multiplications for one row.
+    pub(crate) fn multiplications(&self) -> usize {
+        self.product.inputs() * self.product.outputs()
+    }
 }
 
 /// Reads the parts of a model: the weights with their names, and the maker of

@@ -19,7 +19,7 @@ pub(super) const BF16: Element = 2;
 
 /// A few rows times one panel: `c[r][j] = sum over p of a[r][p] * panel[p][j]`.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// First row of the left factor.
     pub(super) a: *const f32,
     /// Distance between its rows.

@@ -14,6 +14,8 @@ mod pages;
 pub(crate) mod pointwise;
 pub(crate) mod quantised;
 
+use rayon::prelude::*;
+
 /// Columns of a panel: the width that one pass of a kernel computes.
 pub(crate) const PANEL: usize = 32;
 
@@ -66,5 +68,30 @@ impl Shared {
     unsafe fn at(self, offset: usize) -> *mut f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
+    }
+}
+
+/// Work with fewer multiplications runs on one thread: waking a second one and
+/// waiting for it takes longer than what it could save.
+const WORTH_SHARING: usize = 1 << 19;
+
+/// Whether work of so many multiplications is worth a second thread.
+pub(crate) fn worth_sharing(multiplications: usize) -> bool {
+    multiplications >= WORTH_SHARING
+}
+
+/// Does `one` for each of `count` indices, on all threads of the pool where
+/// the `multiplications` in all are worth it. Each thread works on an `init` of its own.
+fn spread<T>(
+    count: usize,
+    multiplications: usize,
+    init: impl Fn() -> T + Send + Sync,
+    one: impl Fn(&mut T, usize) + Send + Sync,
+) {
+    if worth_sharing(multiplications) {
+        (0..count).into_par_iter().for_each_init(init, one);
+    } else {
+        let mut room = init();
+        (0..count).for_each(|index| one(&mut room, index));
     }
 }

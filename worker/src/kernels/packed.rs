@@ -3,14 +3,10 @@
 
 use super::block::{BF16, Block, F16, F32};
 use super::pages::{Pages, Plain};
-use super::{Instructions, PANEL, Shared};
+use super::{Instructions, PANEL, Shared, worth_sharing};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Products with fewer multiplications than this run on one thread: waking a
-/// second one would take longer.
-pub(super) const WORTH_SHARING: usize = 1 << 17;
 
 /// A piece of many rows that stays in the second cache while it meets
 /// [`PANELS_AT_ONCE`] panels: 96 rows of 512 numbers are 192 KiB.
@@ -128,7 +124,7 @@ impl PackedDense {
                 }
             }
         };
-        if rows * self.inputs * self.outputs < WORTH_SHARING {
+        if !worth_sharing(rows * self.inputs * self.outputs) {
             group(0..count);
         } else if rows <= FEW_ROWS {
             // Every weight is read once: the panels just stream by.

@@ -5,10 +5,10 @@
 
 mod block;
 mod round;
+mod tiles;
 
-use super::packed::WORTH_SHARING;
 use super::pages::Pages;
-use super::{Instructions, PANEL, Shared};
+use super::{Instructions, PANEL, Shared, spread};
 use block::QuantisedBlock;
 use half::f16;
 use rayon::prelude::*;
@@ -126,36 +126,46 @@ impl PackedQuantised {
         let rounded = Rounded::new(x, self.inputs, self.bits);
         let groups = self.inputs.div_ceil(self.bits.group());
         let out = Shared(out.as_mut_ptr());
-        let one = |panel: usize| {
-            for row in (0..rows).step_by(ROWS) {
-                let block = QuantisedBlock {
-                    weights: &self.weights[panel * groups * self.bits.group_bytes()..]
-                        [..groups * self.bits.group_bytes()],
-                    scales: &self.scales[panel * groups * PANEL..][..groups * PANEL],
-                    values: &rounded.values[row * groups * self.bits.group()..],
-                    row_scales: &rounded.scales[row * groups..],
-                    excess: &rounded.excess[row * groups..],
-                    groups,
-                };
-                let count = (rows - row).min(ROWS);
-                let sums = block.run(self.bits, instructions, count);
-                let first = panel * PANEL;
-                let columns = PANEL.min(self.outputs - first);
-                for (r, sums) in sums.iter().enumerate().take(count) {
-                    // SAFETY: the columns are inside the result, and each panel writes its own.
-                    unsafe {
-                        let to = out.at((row + r) * self.outputs + first);
-                        std::ptr::copy_nonoverlapping(sums.as_ptr(), to, columns);
+        let panels = self.outputs.div_ceil(PANEL);
+        let work = rows * self.inputs * self.outputs;
+        let on_tiles = tiles::are_worth(self.bits, rows);
+        let at_once = if on_tiles { tiles::ROWS } else { ROWS };
+        spread(
+            panels,
+            work,
+            || (),
+            |(), panel| {
+                for row in (0..rows).step_by(at_once) {
+                    let block = QuantisedBlock {
+                        weights: &self.weights[panel * groups * self.bits.group_bytes()..]
+                            [..groups * self.bits.group_bytes()],
+                        scales: &self.scales[panel * groups * PANEL..][..groups * PANEL],
+                        values: &rounded.values[row * rounded.stride..],
+                        row_scales: &rounded.scales[row * groups..],
+                        excess: &rounded.excess[row * groups..],
+                        groups,
+                        stride: rounded.stride,
+                    };
+                    let count = (rows - row).min(at_once);
+                    let first = panel * PANEL;
+                    let columns = PANEL.min(self.outputs - first);
+                    let write = |sums: &[[f32; PANEL]]| {
+                        for (r, sums) in sums.iter().enumerate().take(count) {
+                            // SAFETY: the columns are inside the result, and each panel writes its own.
+                            unsafe {
+                                let to = out.at((row + r) * self.outputs + first);
+                                std::ptr::copy_nonoverlapping(sums.as_ptr(), to, columns);
+                            }
+                        }
+                    };
+                    if on_tiles {
+                        write(&block.run_on_tiles(self.bits, count));
+                    } else {
+                        write(&block.run(self.bits, instructions, count));
                     }
                 }
-            }
-        };
-        let panels = self.outputs.div_ceil(PANEL);
-        if rows * self.inputs * self.outputs < WORTH_SHARING {
-            (0..panels).for_each(one);
-        } else {
-            (0..panels).into_par_iter().for_each(one);
-        }
+            },
+        );
     }
 }
 
@@ -210,6 +220,7 @@ mod tests {
                 row_scales: &rounded.scales,
                 excess: &rounded.excess,
                 groups,
+                stride: rounded.stride,
             };
             let plain = block.run(bits, Instructions::Plain, rows);
             for instructions in [Instructions::Avx2, Instructions::Avx512] {
@@ -219,6 +230,11 @@ mod tests {
                         assert!((a - b).abs() < 1e-4, "{bits:?} {instructions:?}: {a} {b}");
                     }
                 }
+            }
+            if tiles::are_there() {
+                let vectors = block.run(bits, Instructions::Avx512, rows);
+                let tiles = block.run_on_tiles(bits, rows);
+                assert_eq!(vectors[..rows], tiles[..rows], "{bits:?}: the same bits");
             }
         }
     }

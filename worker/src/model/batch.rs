@@ -69,6 +69,27 @@ pub struct Logits {
 }
 
 impl Logits {
+    pub(super) fn none(vocab: usize) -> Self {
+        Self {
+            values: Vec::new(),
+            vocab,
+            rows: Vec::new(),
+        }
+    }
+
+    /// The logits of several runs, one after another.
+    pub(super) fn joined(vocab: usize, runs: Vec<Self>) -> Self {
+        let mut runs = runs.into_iter();
+        let mut all = runs.next().unwrap_or_else(|| Self::none(vocab));
+        for run in runs {
+            let before = all.values.len() / vocab;
+            all.values.extend(run.values);
+            all.rows
+                .extend(run.rows.iter().map(|row| row.map(|row| row + before)));
+        }
+        all
+    }
+
     /// The logits `[vocab]` of part `part`, if it wanted them.
     pub fn row(&self, part: usize) -> Option<&[f32]> {
         let row = (*self.rows.get(part)?)?;

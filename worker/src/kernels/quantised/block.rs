@@ -14,6 +14,8 @@ pub(super) struct QuantisedBlock<'a> {
     pub(super) row_scales: &'a [f32],
     pub(super) excess: &'a [i32],
     pub(super) groups: usize,
+    /// Distance between two rows of values.
+    pub(super) stride: usize,
 }
 
 impl QuantisedBlock<'_> {
@@ -23,27 +25,8 @@ impl QuantisedBlock<'_> {
         instructions: Instructions,
         rows: usize,
     ) -> [[f32; PANEL]; ROWS] {
-        let stride = self.groups * bits.group();
         assert!((1..=ROWS).contains(&rows), "a block has 1 to {ROWS} rows");
-        assert!(self.values.len() >= rows * stride, "values fill their rows");
-        assert!(
-            self.row_scales.len() >= rows * self.groups,
-            "scales fill their rows"
-        );
-        assert!(
-            self.excess.len() >= rows * self.groups,
-            "sums fill their rows"
-        );
-        assert_eq!(
-            self.weights.len(),
-            self.groups * bits.group_bytes(),
-            "weights fill their panel"
-        );
-        assert_eq!(
-            self.scales.len(),
-            self.groups * PANEL,
-            "scales fill their panel"
-        );
+        self.check(bits, rows);
         let mut out = [[0f32; PANEL]; ROWS];
         macro_rules! dispatch {
             ($kernel:ident, $($n:literal)*) => {
@@ -68,12 +51,42 @@ impl QuantisedBlock<'_> {
         out
     }
 
+    /// Whether everything is as long as `rows` rows need it.
+    pub(super) fn check(&self, bits: Bits, rows: usize) {
+        assert!(
+            self.stride >= self.groups * bits.group(),
+            "rows of values do not overlap"
+        );
+        assert!(
+            self.values.len() >= rows * self.stride,
+            "values fill their rows"
+        );
+        assert!(
+            self.row_scales.len() >= rows * self.groups,
+            "scales fill their rows"
+        );
+        assert!(
+            self.excess.len() >= rows * self.groups,
+            "sums fill their rows"
+        );
+        assert_eq!(
+            self.weights.len(),
+            self.groups * bits.group_bytes(),
+            "weights fill their panel"
+        );
+        assert_eq!(
+            self.scales.len(),
+            self.groups * PANEL,
+            "scales fill their panel"
+        );
+    }
+
     fn plain(self, bits: Bits, rows: usize, out: &mut [[f32; PANEL]; ROWS]) {
         let group = bits.group();
         for (r, out) in out.iter_mut().enumerate().take(rows) {
             for g in 0..self.groups {
                 let at = r * self.groups + g;
-                let values = &self.values[at * group..][..group];
+                let values = &self.values[r * self.stride + g * group..][..group];
                 let bytes = &self.weights[g * bits.group_bytes()..][..bits.group_bytes()];
                 for (column, out) in out.iter_mut().enumerate() {
                     let mut sum = -self.excess[at];
@@ -101,7 +114,7 @@ impl QuantisedBlock<'_> {
         use std::arch::x86_64::*;
         let bits = if FOUR { Bits::Four } else { Bits::Eight };
         let group = bits.group();
-        let stride = self.groups * group;
+        let stride = self.stride;
         let low_half = _mm512_set1_epi8(15);
         let mut totals = [[_mm512_setzero_ps(); 2]; R];
         let mut weights = self.weights.as_ptr();
@@ -187,7 +200,7 @@ impl QuantisedBlock<'_> {
         use std::arch::x86_64::*;
         let bits = if FOUR { Bits::Four } else { Bits::Eight };
         let group = bits.group();
-        let stride = self.groups * group;
+        let stride = self.stride;
         let low_half = _mm256_set1_epi8(15);
         let offset = _mm256_set1_epi8(-128);
         let ones = _mm256_set1_epi16(1);

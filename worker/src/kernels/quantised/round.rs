@@ -5,10 +5,14 @@ use super::{Bits, PANEL, QUAD};
 use half::f16;
 use rayon::prelude::*;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Activations of some rows, rounded to 8 bits.
 pub(super) struct Rounded {
-    /// `[rows][groups * group]`.
+    /// `[rows][stride]`, of which the first `groups * group` count.
     pub(super) values: Vec<i8>,
+    pub(super) stride: usize,
     /// `[rows][groups]`.
     pub(super) scales: Vec<f32>,
     /// `[rows][groups]`: what the zero of the weights adds to each sum.
@@ -60,14 +64,18 @@ impl Rounded {
         let group = bits.group();
         let groups = inputs.div_ceil(group);
         let rows = x.len() / inputs;
+        // An odd number of cache lines: rows at a power of two would take each
+        // other's places in the cache.
+        let stride = ((groups * group).div_ceil(LINE) | 1) * LINE;
         let mut rounded = Self {
-            values: vec![0; rows * groups * group],
+            values: vec![0; rows * stride],
+            stride,
             scales: vec![0.0; rows * groups],
             excess: vec![0; rows * groups],
         };
         rounded
             .values
-            .par_chunks_mut(groups * group)
+            .par_chunks_mut(stride)
             .zip(rounded.scales.par_chunks_mut(groups))
             .zip(rounded.excess.par_chunks_mut(groups))
             .zip(x.par_chunks(inputs))

@@ -1,0 +1,228 @@
+//! Keys and values of one head, kept in the panels that the products read, and
+//! the attention of a few query rows over them.
+
+use super::super::block::{Block, F16, F32, ROWS};
+use super::super::pointwise::softmax_row;
+use super::super::{Instructions, PANEL};
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+/// How a number of a cache is kept.
+pub(crate) trait Kept: Copy + Default + Send + Sync {
+    /// Rounds `from` into `to`, of the same length.
+    fn keep(from: &[f32], to: &mut [Self]);
+
+    /// Multiplies `rows` rows with a panel of such numbers.
+    ///
+    /// # Safety
+    /// See [`Block::run`].
+    unsafe fn multiply(block: Block, instructions: Instructions, rows: usize);
+}
+
+impl Kept for f32 {
+    fn keep(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    unsafe fn multiply(block: Block, instructions: Instructions, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { block.run::<F32>(instructions, rows) }
+    }
+}
+
+/// The largest number that a half holds.
+const MOST: f32 = 65_504.0;
+
+/// The bits of an IEEE half: zeroed memory of whole numbers comes from the
+/// system as it is, and is not touched before it is used.
+impl Kept for u16 {
+    fn keep(from: &[f32], to: &mut [Self]) {
+        let mut bounded = [0f32; PANEL];
+        for (from, to) in from.chunks(PANEL).zip(to.chunks_mut(PANEL)) {
+            let bounded = &mut bounded[..from.len()];
+            for (bounded, x) in bounded.iter_mut().zip(from) {
+                // An infinity would make every answer that sees it no number at all.
+                *bounded = x.clamp(-MOST, MOST);
+            }
+            to.reinterpret_cast_mut::<f16>()
+                .convert_from_f32_slice(bounded);
+        }
+    }
+
+    unsafe fn multiply(block: Block, instructions: Instructions, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { block.run::<F16>(instructions, rows) }
+    }
+}
+
+/// Keys and values of one head: keys as panels of 32 positions
+/// `[positions / 32][channels][32]`, values as panels of 32 channels
+/// `[channels / 32][positions][32]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Cache<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+    positions: usize,
+    channels: usize,
+}
+
+/// What a query row may see: positions `first..end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+}
+
+/// Some query rows: row `r` begins at `values[r * stride]`.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+    /// At most [`MOST_ROWS`].
+    pub(super) rows: usize,
+}
+
+impl<T: Kept> Cache<T> {
+    /// Room for `positions` positions of `channels` channels. The memory is
+    /// taken from the system when it is first written.
+    pub(crate) fn new(positions: usize, channels: usize) -> Self {
+        let positions = positions.next_multiple_of(PANEL);
+        Self {
+            keys: vec![T::default(); positions * channels],
+            values: vec![T::default(); positions * channels.next_multiple_of(PANEL)],
+            positions,
+            channels,
+        }
+    }
+
+    /// Bytes that one position of one head takes.
+    pub(crate) fn bytes_per_position(channels: usize) -> usize {
+        (channels + channels.next_multiple_of(PANEL)) * size_of::<T>()
+    }
+
+    /// Stores the key and value of `position`.
+    pub(crate) fn set(&mut self, position: usize, key: &[f32], value: &[f32]) {
+        let (panel, column) = (position / PANEL, position % PANEL);
+        let keys = &mut self.keys[panel * PANEL * self.channels..][..PANEL * self.channels];
+        let mut kept = [T::default(); PANEL];
+        for (part, key) in key.chunks(PANEL).enumerate() {
+            let kept = &mut kept[..key.len()];
+            T::keep(key, kept);
+            for (channel, x) in kept.iter().enumerate() {
+                keys[(part * PANEL + channel) * PANEL + column] = *x;
+            }
+        }
+        for (panel, part) in value.chunks(PANEL).enumerate() {
+            let at = (panel * self.positions + position) * PANEL;
+            T::keep(part, &mut self.values[at..at + part.len()]);
+        }
+    }
+
+    /// Copies the first `count` positions from `other`.
+    pub(crate) fn copy_prefix(&mut self, other: &Self, count: usize) {
+        let keys = count.next_multiple_of(PANEL) * self.channels;
+        self.keys[..keys].copy_from_slice(&other.keys[..keys]);
+        for panel in 0..self.channels.div_ceil(PANEL) {
+            let (to, from) = (
+                panel * self.positions * PANEL,
+                panel * other.positions * PANEL,
+            );
+            self.values[to..to + count * PANEL]
+                .copy_from_slice(&other.values[from..from + count * PANEL]);
+        }
+    }
+
+    /// Attends query rows, writing `[rows, channels]`. `sight(r)` never ends
+    /// past what has been stored.
+    pub(super) fn attend(
+        &self,
+        queries: Queries<'_>,
+        sight: impl Fn(usize) -> Sight,
+        scale: f32,
+        out: &mut [f32],
+        scratch: &mut Vec<f32>,
+    ) {
+        let Queries {
+            values: queries,
+            stride: query_stride,
+            rows,
+        } = queries;
+        let channels = self.channels;
+        assert!((1..=MOST_ROWS).contains(&rows), "a block of queries");
+        assert!(
+            queries.len() >= (rows - 1) * query_stride + channels,
+            "queries fill their rows"
+        );
+        assert_eq!(out.len(), rows * channels, "the result fills its rows");
+        let instructions = Instructions::detect();
+        let first = (0..rows).map(|r| sight(r).first).min().unwrap_or(0) / PANEL * PANEL;
+        let end = (0..rows).map(|r| sight(r).end).max().unwrap_or(0);
+        assert!(
+            end <= self.positions && first < end,
+            "queries see stored positions"
+        );
+        let width = (end - first).next_multiple_of(PANEL);
+        scratch.clear();
+        scratch.resize(rows * width, 0.0);
+        for panel in first / PANEL..end.div_ceil(PANEL) {
+            // SAFETY: the panel is inside the keys, as `end` is inside the
+            // positions, and the scores have a column for each of its keys.
+            unsafe {
+                let block = Block {
+                    a: queries.as_ptr(),
+                    a_stride: query_stride,
+                    panel: self.keys.as_ptr().add(panel * PANEL * channels).cast(),
+                    inner: channels,
+                    c: scratch.as_mut_ptr().add(panel * PANEL - first),
+                    c_stride: width,
+                    columns: PANEL,
+                    accumulate: false,
+                };
+                T::multiply(block, instructions, rows);
+            }
+        }
+        for (r, scores) in scratch.chunks_mut(width).enumerate() {
+            let Sight {
+                first: low,
+                end: high,
+            } = sight(r);
+            scores[..low - first].fill(0.0);
+            scores[high - first..].fill(0.0);
+            softmax_row(&mut scores[low - first..high - first], scale);
+        }
+        for panel in 0..channels.div_ceil(PANEL) {
+            // SAFETY: the values of `first..end` are inside the panel, and the
+            // result has the columns that are written.
+            unsafe {
+                let block = Block {
+                    a: scratch.as_ptr(),
+                    a_stride: width,
+                    panel: self
+                        .values
+                        .as_ptr()
+                        .add((panel * self.positions + first) * PANEL)
+                        .cast(),
+                    inner: end - first,
+                    c: out.as_mut_ptr().add(panel * PANEL),
+                    c_stride: channels,
+                    columns: PANEL.min(channels - panel * PANEL),
+                    accumulate: false,
+                };
+                T::multiply(block, instructions, rows);
+            }
+        }
+    }
+}
+
+/// Most query rows that are attended together.
+pub(super) const MOST_ROWS: usize = ROWS;
+
+/// What a row at `position` may see: itself and what came before it, at most
+/// `window` positions.
+pub(crate) fn sight(position: usize, window: Option<usize>) -> Sight {
+    let end = position + 1;
+    Sight {
+        first: window.map_or(0, |window| end.saturating_sub(window)),
+        end,
+    }
+}
