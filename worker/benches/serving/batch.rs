@@ -1,55 +1,90 @@
 //! Tokens per second by the number of streams at once.
 
 use futures::future::join_all;
+use serde_json::Value;
 use shell::clock;
 
-use crate::streams::{median, read};
+use crate::processor;
+use crate::streams::{count, median};
 use crate::table::Table;
+use crate::wire::Wires;
 use crate::worker::{Worker, ask};
 
 const ROUNDS: usize = 5;
 const TOKENS: u64 = 400;
 
+/// How answers are read.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// Whole, in one piece each: what batching itself gives.
+    Whole,
+    /// As events, one for each token: what a chat shows.
+    Streams,
+}
+
 pub(crate) async fn measure(table: &mut Table) {
     let worker = Worker::start_demo(&[]).await;
-    let mut alone = 0.0;
-    for streams in [1, 2, 4, 8, 16] {
-        let mut rates = Vec::new();
-        let (mut step, mut model, mut steps) = (0.0, 0.0, 0.0);
-        for round in 0..ROUNDS {
-            let before = times(&worker).await;
-            let began = clock::now();
-            let bodies = (0..streams).map(|n| ask(&format!("What is in {n} {round}?"), TOKENS));
-            let seen = join_all(bodies.map(|body| read(&worker, body))).await;
-            let tokens: u64 = seen.iter().map(|seen| seen.tokens).sum();
-            assert_eq!(tokens, streams as u64 * TOKENS);
-            rates.push(tokens as f64 / (clock::now() - began).as_secs_f64());
-            let after = times(&worker).await;
-            step += after[0] - before[0];
-            model += after[1] - before[1];
-            steps += after[2] - before[2];
-        }
-        let rate = median(rates);
-        let what = format!("demo checkpoint, {streams} streams at once");
-        let inside = format!(
-            "{rate:.0} tokens/s; a step takes {:.2} ms, {:.2} ms of it the model",
-            step / steps * 1e3,
-            model / steps * 1e3
-        );
-        table.note(&what, inside);
-        if streams == 1 {
-            alone = rate;
-        }
-        if streams == 8 {
-            let ratio = rate / alone;
-            table.check(
-                "demo checkpoint, tokens/s of 8 streams over 1",
-                format!("{ratio:.2}"),
-                "≥ 3",
-                ratio >= 3.0,
-            );
+    for how in [How::Whole, How::Streams] {
+        let mut alone = 0.0;
+        for answers in [1, 2, 4, 8, 16] {
+            let rate = rate(table, &worker, how, answers).await;
+            if answers == 1 {
+                alone = rate;
+            }
+            if answers == 8 {
+                let ratio = rate / alone;
+                table.check(
+                    &format!("demo checkpoint, tokens/s of 8 over 1, {how:?}"),
+                    format!("{ratio:.2}"),
+                    "≥ 3",
+                    ratio >= 3.0,
+                );
+            }
         }
     }
+}
+
+/// Tokens per second of so many answers at once, the median of some rounds.
+async fn rate(table: &mut Table, worker: &Worker, how: How, answers: usize) -> f64 {
+    let wires = Wires::new(worker.api);
+    let mut rates = Vec::new();
+    let before = times(worker).await;
+    let busy = || [worker.id(), std::process::id()].map(processor::time);
+    let before_busy = busy();
+    for round in 0..ROUNDS {
+        let began = clock::now();
+        let bodies = (0..answers).map(|n| ask(&format!("What is in {n} {round}?"), TOKENS));
+        let counts = match how {
+            How::Whole => join_all(bodies.map(|body| whole(&wires, body))).await,
+            How::Streams => join_all(bodies.map(|body| count(worker, body))).await,
+        };
+        let seconds = (clock::now() - began).as_secs_f64();
+        let tokens: u64 = counts.iter().sum();
+        assert_eq!(tokens, answers as u64 * TOKENS);
+        rates.push(tokens as f64 / seconds);
+    }
+    let (after, after_busy) = (times(worker).await, busy());
+    let rate = median(rates);
+    let [step, model, steps] = [0, 1, 2].map(|at| after[at] - before[at]);
+    let tokens = (ROUNDS * answers) as f64 * TOKENS as f64;
+    let cpu = |at: usize| (after_busy[at] - before_busy[at]).as_secs_f64() / tokens * 1e6;
+    table.note(
+        &format!("demo checkpoint, {answers} at once, {how:?}"),
+        format!(
+            "{rate:.0} tokens/s; a step takes {:.3} ms, {:.3} ms of it the model; CPU per token: worker {:.0} µs, client {:.0} µs",
+            step / steps * 1e3,
+            model / steps * 1e3,
+            cpu(0),
+            cpu(1)
+        ),
+    );
+    rate
+}
+
+async fn whole(wires: &Wires, body: Value) -> u64 {
+    let answer = wires.chat(&body.to_string()).await;
+    let body: Value = serde_json::from_slice(&answer.body).unwrap();
+    body["usage"]["completion_tokens"].as_u64().unwrap()
 }
 
 /// Seconds in steps, seconds of them in the model, and steps.

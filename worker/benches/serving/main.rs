@@ -14,11 +14,13 @@ mod checkpoint;
 mod large;
 mod leaving;
 mod overload;
+mod processor;
 mod streams;
 mod table;
 mod trouble;
 #[path = "../../tests/serve/troubles.rs"]
 mod troubles;
+mod wire;
 #[path = "../../tests/serve/worker.rs"]
 #[allow(dead_code, reason = "the tests ask for more")]
 mod worker;

@@ -116,9 +116,14 @@ impl Worker {
         self.log.lock().unwrap().clone()
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Memory that the process holds, files left out, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = format!("/proc/{}/status", self.id());
         let status = std::fs::read_to_string(path).unwrap();
         let line = status
             .lines()
@@ -196,7 +201,7 @@ impl Worker {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
-        let pid = self.child.id().to_string();
+        let pid = self.id().to_string();
         assert!(Command::new("kill").arg(pid).status().unwrap().success());
     }
 
