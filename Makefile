@@ -1,6 +1,6 @@
 # The few verbs of this project. Each is a script that can be read and run by itself.
 
-.PHONY: bench-operator bench-job help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
+.PHONY: bench-model bench-operator bench-job help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
 
 CLUSTER = cargo run --quiet --locked --package tests --bin cluster --
 
@@ -64,3 +64,6 @@ bench-router: ## Measure the router against a bare pass-through and its peers
 
 bench-train: ## Measure training beside PyTorch on the demo model
 	@hack/bench-train $(ARGS)
+
+bench-model: ## Measure vision, prefill, decode and memory of a 1.1 B model beside transformers; docs/benchmarks/model.md shows the last result
+	@hack/bench-model $(ARGS)

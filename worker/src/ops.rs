@@ -4,6 +4,7 @@
 use crate::config::Activation;
 use crate::kernels::pointwise;
 use candle_core::{CpuStorage, D, Result, Storage, Tensor};
+use rayon::prelude::*;
 
 /// Runs `f` over the contiguous f32 values of `x` and makes a tensor of
 /// `shape` of what it writes.
@@ -119,6 +120,33 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             pointwise::add_to(b, out);
         })
     })?
+}
+
+/// The columns of several `[rows, width]` beside each other.
+pub(crate) fn beside(parts: &[Tensor]) -> Result<Tensor> {
+    let Some(first) = parts.first() else {
+        candle_core::bail!("nothing to put beside each other");
+    };
+    if !first.device().is_cpu() {
+        return Tensor::cat(parts, D::Minus1);
+    }
+    let rows = first.dims2()?.0;
+    let widths = parts
+        .iter()
+        .map(|part| Ok(part.dims2()?.1))
+        .collect::<Result<Vec<_>>>()?;
+    let width = widths.iter().sum::<usize>();
+    let mut out = vec![0f32; rows * width];
+    let mut start = 0;
+    for (part, wide) in parts.iter().zip(widths) {
+        with_values(part, |values| {
+            out.par_chunks_mut(width)
+                .zip(values.par_chunks(wide))
+                .for_each(|(row, values)| row[start..start + wide].copy_from_slice(values));
+        })?;
+        start += wide;
+    }
+    Tensor::from_vec(out, (rows, width), first.device())
 }
 
 /// Adds `bias` `[width]` to every row.

@@ -1,11 +1,16 @@
 //! A product with an optional bias, and the reading of weights for it.
 
-use crate::matmul::{Maker, Product};
+use crate::matmul::{Maker, Product, Stacked};
 use crate::model::LoadError;
 use crate::ops::{self, LayerNorm, RmsNorm};
 use crate::weights::Weights;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
+
+/// Numbers that are widened together while weights are packed: 128 MiB of them.
+const AT_ONCE: usize = 32 << 20;
+/// Outputs of a block come in whole panels.
+const BLOCK: usize = 64;
 
 /// `x * weights + bias`.
 #[derive(Debug)]
@@ -63,27 +68,52 @@ impl Reader<'_> {
         bias: bool,
     ) -> std::result::Result<Linear, LoadError> {
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        let mut weights = Vec::new();
         let mut biases = Vec::new();
-        for (name, outputs) in parts {
-            let part = self.values(&format!("{name}.weight"), &[*outputs, inputs])?;
-            if weights.is_empty() {
-                weights = part;
-            } else {
-                weights.extend(part);
-            }
-            if bias {
+        if bias {
+            for (name, outputs) in parts {
                 biases.extend(self.values(&format!("{name}.bias"), &[*outputs])?);
             }
         }
+        let product = if outputs * inputs > AT_ONCE && self.maker.device().is_cpu() {
+            self.stacked(parts, inputs)?
+        } else {
+            let mut weights = Vec::with_capacity(outputs * inputs);
+            for (name, outputs) in parts {
+                weights.extend(self.values(&format!("{name}.weight"), &[*outputs, inputs])?);
+            }
+            self.maker.make(weights, outputs, inputs)?
+        };
         Ok(Linear {
-            product: self.maker.make(weights, outputs, inputs)?,
+            product,
             bias: if bias {
                 Some(self.maker.tensor(biases, &[outputs])?)
             } else {
                 None
             },
         })
+    }
+
+    /// The same product in blocks of outputs, so that no more than a block is in memory
+    /// twice: wide, and packed.
+    fn stacked(
+        &self,
+        parts: &[(&str, usize)],
+        inputs: usize,
+    ) -> std::result::Result<Arc<dyn Product>, LoadError> {
+        let at_once = (AT_ONCE / inputs).max(1).next_multiple_of(BLOCK);
+        let mut blocks = Vec::new();
+        for (name, outputs) in parts {
+            let name = format!("{name}.weight");
+            for start in (0..*outputs).step_by(at_once) {
+                let rows = start..(start + at_once).min(*outputs);
+                let values = self
+                    .weights
+                    .f32_rows(&name, &[*outputs, inputs], rows.clone())?;
+                (self.progress)(values.len());
+                blocks.push(self.maker.make(values, rows.len(), inputs)?);
+            }
+        }
+        Ok(Arc::new(Stacked::new(blocks)))
     }
 
     /// A convolution whose stride is its size, as a product over patches cut

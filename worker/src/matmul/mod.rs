@@ -4,9 +4,11 @@
 
 mod dense;
 mod packed;
+mod stacked;
 
 pub use dense::Dense;
 pub use packed::Packed;
+pub use stacked::Stacked;
 
 use candle_core::{DType, Device, Result, Tensor};
 use std::fmt::{self, Debug, Display};

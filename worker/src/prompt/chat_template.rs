@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use super::markup::{IMAGE_MARK, Markup};
 use super::message::{Content, Message, Part, Role};
+use super::template_guard;
 
-/// Steps that a template may take; the longest known one takes a few thousand for a long conversation.
+/// Steps that a template may take, guards among them; the longest known one takes some ten thousand for a long
+/// conversation.
 const FUEL: u64 = 2_000_000;
 /// First of 256 private-use characters, one for each byte.
 const DISGUISE: u32 = 0x0010_f000;
@@ -59,7 +61,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
-        environment.set_syntax(syntax.build().map_err(ChatTemplateError::Compile)?);
+        let syntax = syntax.build().map_err(ChatTemplateError::Compile)?;
         environment.set_fuel(Some(FUEL));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -67,8 +69,8 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
         environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned("chat", without_generation_tags(source))
+        let source = without_generation_tags(source);
+        template_guard::compile(&mut environment, syntax, source)
             .map_err(ChatTemplateError::Compile)?;
         let mut template = Self {
             environment,
@@ -118,9 +120,8 @@ impl ChatTemplate {
                 context[name] = json!(token);
             }
         }
-        self.environment
-            .get_template("chat")?
-            .render(Serde(context))
+        let bytes = text_bytes(&context);
+        template_guard::render(&self.environment, Serde(context), bytes)
     }
 
     fn content(&self, content: &Content) -> Value {
@@ -145,6 +146,16 @@ impl ChatTemplate {
             })
             .collect();
         Value::String(lines.join("\n"))
+    }
+}
+
+/// Bytes of all texts in `value`.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(all) => all.iter().map(text_bytes).sum(),
+        Value::Object(all) => all.values().map(text_bytes).sum(),
+        _ => 0,
     }
 }
 
@@ -300,7 +311,7 @@ mod tests {
         }
 
         #[test]
-        fn no_template_makes_rendering_panic(source in "(\\{%|\\{\\{|%\\}|\\}\\}|[a-z '\\[\\]|().=-]|messages|generation|for m in|endfor|if|endif){0,40}") {
+        fn no_template_makes_rendering_panic(source in "(\\{%|\\{\\{|%\\}|\\}\\}|[a-z '\\[\\]|().=-]|messages|generation|for m in|endfor|if|endif|set x = |endset|'x'|x|9999999| \\* | ~ |range\\(|join|indent|replace|list|format|batch){0,40}") {
             let _ = ChatTemplate::new(&source, TokenNames::default());
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod markup;
 mod message;
 mod renderer;
 mod template;
+mod template_guard;
 mod template_text;
 
 pub use chat_template::ChatTemplateError;

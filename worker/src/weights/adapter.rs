@@ -8,6 +8,7 @@ use super::names::Naming;
 use crate::config::{Fields, read_object};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The matrices of an adapter by the weight that they change.
@@ -122,11 +123,12 @@ impl Adapter {
         }
     }
 
-    /// Adds `scale * up * down` to the `[outputs, inputs]` weight `ours`.
+    /// Adds `scale * up * down` to the rows `rows` of the `[outputs, inputs]` weight `ours`.
     pub(super) fn add_to(
         &self,
         ours: &str,
         shape: &[usize],
+        rows: Range<usize>,
         values: &mut [f32],
     ) -> Result<(), WeightsError> {
         let Some(pair) = self.pairs.get(ours) else {
@@ -147,7 +149,7 @@ impl Adapter {
         }
         values
             .par_chunks_mut(down.columns)
-            .zip(up.values.par_chunks(up.columns))
+            .zip(up.values[rows.start * up.columns..rows.end * up.columns].par_chunks(up.columns))
             .for_each(|(row, factors)| {
                 for (factor, line) in factors.iter().zip(down.values.chunks(down.columns)) {
                     let factor = factor * self.scale;

@@ -17,6 +17,7 @@ pub use table::Table;
 pub(crate) use map::Mapped;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -168,15 +169,32 @@ impl Weights {
     /// The tensor is missing, has another shape or an element type that is no
     /// float, or holds a number that is not finite.
     pub fn f32(&self, ours: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        self.f32_rows(ours, shape, 0..shape.first().copied().unwrap_or(1))
+    }
+
+    /// The rows `rows`, counted by the slowest size, of the tensor that we call
+    /// `ours`, as f32, with the adapter's part added.
+    ///
+    /// # Errors
+    /// As [`Weights::f32`].
+    pub fn f32_rows(
+        &self,
+        ours: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, WeightsError> {
         let place = self.place(ours, shape)?;
-        let mut values =
-            floats(self.bytes_of(place), place.entry.kind).ok_or_else(|| self.wrong_kind(place))?;
+        let bytes = self.bytes_of(place);
+        let row = shape.iter().skip(1).product::<usize>();
+        let row_bytes = bytes.len() / shape.first().copied().unwrap_or(1).max(1);
+        let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        let mut values = floats(bytes, place.entry.kind).ok_or_else(|| self.wrong_kind(place))?;
         if let Some(adapter) = &self.adapter {
-            adapter.add_to(ours, shape, &mut values)?;
+            adapter.add_to(ours, shape, rows.clone(), &mut values)?;
         }
         match values.par_iter().position_first(|x| !x.is_finite()) {
             None => Ok(values),
-            Some(index) => Err(self.not_finite(place, index, values[index])),
+            Some(index) => Err(self.not_finite(place, rows.start * row + index, values[index])),
         }
     }
 

@@ -13,6 +13,7 @@ use llava_worker::tokenize::TextTokenizer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::input::pixels;
 use crate::models::speaker;
 use crate::models::vocabulary::folder;
 
@@ -25,6 +26,9 @@ const HUNDREDTHS: u64 = 100;
 type Case = (&'static str, &'static [&'static str], fn(&Path) -> String);
 
 const QUERY: &str = "model.language_model.layers.1.self_attn.q_proj.weight";
+
+/// What a template that wants too much is told.
+const TEMPLATE: &[&str] = &["chat template", "reads and writes more than"];
 
 const CASES: &[Case] = &[
     ("cut weights", &["model.safetensors", "cut short"], |dir| {
@@ -46,6 +50,27 @@ const CASES: &[Case] = &[
         });
         load(dir)
     }),
+    (
+        "whole numbers for weights",
+        &["model.safetensors", QUERY, "I16"],
+        |dir| {
+            header(dir, |header| header[QUERY]["dtype"] = json!("I16"));
+            load(dir)
+        },
+    ),
+    (
+        "a shard that is missing",
+        &["model-00002-of-00003.safetensors", "missing"],
+        |dir| {
+            fs::create_dir_all(dir).unwrap();
+            for entry in fs::read_dir(folder("llava-classic")).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+            }
+            fs::remove_file(dir.join("model-00002-of-00003.safetensors")).unwrap();
+            load(dir)
+        },
+    ),
     ("a header as long as it may be", &["missing"], |dir| {
         let mut text = String::from("{");
         while text.len() < (8 << 20) - 100 {
@@ -99,34 +124,87 @@ const CASES: &[Case] = &[
     ("a picture of one column", &["65535"], |_| {
         picture(&png(1, 65_535, &[]))
     }),
+    (
+        "a line as long as a picture may be, for every processor",
+        &["prepared"],
+        |_| {
+            let line = png(16_384, 1, &[(b"IDAT", packed_zeros(16_384 * 3 + 1))]);
+            reset_peak();
+            let picture = decode("picture", &line, &Limits::default()).unwrap();
+            for name in ["crop", "pad", "stretch", "next", "onevision"] {
+                let made = pixels::processor(name).process(&picture, 1);
+                assert!(made.values.iter().all(|value| value.is_finite()));
+            }
+            "prepared".to_owned()
+        },
+    ),
+    ("a bomb in a picture's pixels", &["was read"], |_| {
+        let bomb = packed_zeros(200 << 20);
+        reset_peak();
+        picture(&png(2, 2, &[(b"IDAT", bomb)]))
+    }),
     ("a bomb in a picture's text", &["picture"], |_| {
-        let zeros = vec![0; 200 << 20];
-        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut packed, &zeros).unwrap();
-        drop(zeros);
-        let text = [b"a\0\0".to_vec(), packed.finish().unwrap()].concat();
+        let text = [b"a\0\0".to_vec(), packed_zeros(200 << 20)].concat();
         reset_peak();
         picture(&png(40, 40, &[(b"zTXt", text)]))
     }),
+    ("a template that doubles a text", TEMPLATE, |dir| {
+        template(
+            dir,
+            "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        )
+    }),
+    ("a template that repeats a text", TEMPLATE, |dir| {
+        template(dir, "{% set n = 99999999 %}{{ 'x' * n }}")
+    }),
+    ("a template that never ends", TEMPLATE, |dir| {
+        let body = "{% for b in range(99999) %}words{% endfor %}";
+        template(
+            dir,
+            &format!("{{% for a in range(99999) %}}{body}{{% endfor %}}"),
+        )
+    }),
+    ("a template that keeps what it makes", TEMPLATE, |dir| {
+        template(
+            dir,
+            "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = ns.x + [range(99999)|list] %}{% endfor %}",
+        )
+    }),
+    (
+        "a template that nests what it makes",
+        &["chat template", "deep"],
+        |dir| {
+            template(
+                dir,
+                "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}",
+            )
+        },
+    ),
+    (
+        "a template of one endless expression",
+        &["chat template", "tokens"],
+        |dir| template(dir, &format!("{{{{ 1{} }}}}", "+1".repeat(50_000))),
+    ),
+    (
+        "a template that the compiler computes",
+        &["chat template", "constants"],
+        |dir| template(dir, &"{{ 'x' * 99999999 }}".repeat(100)),
+    ),
+    (
+        "a template as long as a book",
+        &["chat template", "longer"],
+        |dir| template(dir, &"word ".repeat(1 << 20)),
+    ),
     (
         "a tokenizer of another model",
         &["tokenizer.json", "vocabulary"],
         |dir| {
-            fs::create_dir_all(dir).unwrap();
-            let from = speaker::checkpoint();
-            for entry in fs::read_dir(from.path()).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
-            }
+            spoken(dir);
             let path = dir.join("tokenizer.json");
             let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             tokenizer["model"]["vocab"]["beyond"] = json!(5000);
             fs::write(&path, tokenizer.to_string()).unwrap();
-            let model = llava_worker::config::ModelConfig::read(dir, None).unwrap();
-            let error = PromptRenderer::from_checkpoint(dir, &model, None)
-                .err()
-                .unwrap();
-            chain(&error)
+            renderer(dir)
         },
     ),
     (
@@ -241,6 +319,38 @@ fn picture(bytes: &[u8]) -> String {
         Ok(_) => "the picture was read".to_owned(),
         Err(error) => chain(&error),
     }
+}
+
+/// A checkpoint with a tokenizer.
+fn spoken(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    let from = speaker::checkpoint();
+    for entry in fs::read_dir(from.path()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// A checkpoint with a chat template.
+fn template(dir: &Path, source: &str) -> String {
+    spoken(dir);
+    fs::write(dir.join("chat_template.jinja"), source).unwrap();
+    renderer(dir)
+}
+
+/// Why prompts of the checkpoint cannot be rendered.
+fn renderer(dir: &Path) -> String {
+    reset_peak();
+    let model = llava_worker::config::ModelConfig::read(dir, None).unwrap();
+    let refused = PromptRenderer::from_checkpoint(dir, &model, None).err();
+    chain(&refused.unwrap())
+}
+
+fn packed_zeros(count: u64) -> Vec<u8> {
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut zeros = std::io::Read::take(std::io::repeat(0), count);
+    std::io::copy(&mut zeros, &mut packed).unwrap();
+    packed.finish().unwrap()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

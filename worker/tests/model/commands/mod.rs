@@ -3,7 +3,7 @@
 mod damage;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -70,6 +70,39 @@ fn generate_streams_the_greedy_answer_and_repeats_it() {
     assert!(answer.ends_with('\n') && answer.contains('w'), "{answer:?}");
     assert_eq!(ask("w5 w9"), answer);
     assert_ne!(ask("w6 w6 w6"), answer);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn loading_shows_how_far_it_is_where_somebody_watches() {
+    let dir = speaker::checkpoint();
+    let asked = format!(
+        "{} generate --model {} --prompt w1 --temperature 0 --max-tokens 2",
+        env!("CARGO_BIN_EXE_llava-worker"),
+        text(dir.path())
+    );
+    // `script` (util-linux, on every Debian) runs it on a terminal.
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &asked, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{shown}");
+    let percents: Vec<u32> = shown
+        .split(" … ")
+        .skip(1)
+        .map(|after| after.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(
+        (percents.first(), percents.last()),
+        (Some(&0), Some(&100)),
+        "{shown}"
+    );
+    assert!(percents.is_sorted(), "{percents:?}");
+    // On no terminal there is nothing but the answer.
+    let quiet = run(&asked.split(' ').skip(1).collect::<Vec<_>>());
+    assert!(quiet.status.success() && quiet.stderr.is_empty());
 }
 
 #[test]
@@ -222,6 +255,32 @@ fn convert_writes_once_and_tells_what_it_left_out() {
 }
 
 #[test]
+fn a_conversion_that_is_killed_leaves_nothing_under_its_name() {
+    let (from, place) = (wide(), TempDir::new().unwrap());
+    let out = place.path().join("out");
+    let asked = ["convert", text(from.path()), "--layout", "original"];
+    let mut child = worker(&[&asked[..], &["--out", text(&out)]].concat())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert!(line.starts_with("writing "), "{line}");
+    assert_eq!(status.code(), None, "it was under way");
+    assert!(!out.exists());
+    // What it began does not stand in the way of another.
+    let small = folder("llava-v5");
+    let asked = ["convert", text(&small), "--layout", "original"];
+    printed(&[&asked[..], &["--out", text(&out)]].concat());
+    assert!(out.join("config.json").is_file());
+}
+
+#[test]
 fn fetch_prints_where_the_checkpoint_lies() {
     let model = folder("llava-v5");
     assert_eq!(printed(&["fetch", text(&model)]).trim(), text(&model));
@@ -248,22 +307,104 @@ fn bench_reports_every_stage_as_a_table_and_as_json() {
     for word in [
         "weights",
         "kv",
-        "vision",
-        "prefill",
-        "decode   1",
-        "decode   4",
+        "within weights + kv + 300 MiB",
+        "vision s",
+        "prefill s",
+        "step s",
+        "\n    1 ",
+        "\n    4 ",
     ] {
         assert!(table.contains(word), "{word} is not in {table}");
     }
     let report = json(&[&asked[..], &["--json"]].concat());
-    assert_eq!(report["decode"][1]["batch"], 4);
-    assert!(report["vision_seconds_per_tile"].as_f64().unwrap() > 0.0);
     assert_eq!(report["prompt_tokens"], 16 + 32);
-    // 300 MiB beside the weights and the keys and values.
-    let number = |name: &str| report[name].as_u64().unwrap();
-    let kv = number("kv_bytes_per_token") * 4 * (48 + 3);
-    assert!(
-        number("peak_memory_bytes") < number("weight_bytes") + kv + (300 << 20),
-        "{report}"
+    for (index, batch) in [1, 4].into_iter().enumerate() {
+        let stage = &report["stages"][index];
+        assert_eq!(stage["batch"], batch);
+        for figure in ["vision_seconds", "prefill_seconds", "step_seconds"] {
+            assert!(stage[figure].as_f64().unwrap() > 0.0, "{figure}: {report}");
+        }
+    }
+    let memory = &report["memory"];
+    let tokens = 4 * (16 + 32 + 3);
+    assert_eq!(
+        memory["kv_bytes"],
+        tokens * report["kv_bytes_per_token"].as_u64().unwrap()
     );
+    assert_eq!(memory["within"], true);
+}
+
+/// A checkpoint of two layers of 150 million weights each, all of them zero: holes in the file.
+fn wide() -> TempDir {
+    let (hidden, inner) = (2048, 24_576);
+    let dir = TempDir::new().unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(folder("llava-v5").join("config.json")).unwrap()).unwrap();
+    config["text_config"]["hidden_size"] = hidden.into();
+    config["text_config"]["intermediate_size"] = inner.into();
+    config["text_config"]["num_attention_heads"] = 16.into();
+    config["text_config"]["num_key_value_heads"] = 16.into();
+    config["text_config"]["head_dim"] = 128.into();
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let small = fs::read(folder("llava-v5").join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(small[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&small[8..8 + length]).unwrap();
+    let mut end = 0;
+    for (name, entry) in header.as_object_mut().unwrap() {
+        if name == "__metadata__" {
+            continue;
+        }
+        let mut shape: Vec<u64> = serde_json::from_value(entry["shape"].clone()).unwrap();
+        if name.starts_with("language_model") {
+            for size in &mut shape {
+                *size = match *size {
+                    32 => hidden,
+                    64 => inner,
+                    vocabulary => vocabulary,
+                };
+            }
+        } else if name.starts_with("multi_modal_projector") {
+            shape[0] = hidden;
+            if name.ends_with("linear_2.weight") {
+                shape[1] = hidden;
+            }
+        }
+        let bytes = 2 * shape.iter().product::<u64>();
+        entry["shape"] = shape.into();
+        entry["data_offsets"] = vec![end, end + bytes].into();
+        end += bytes;
+    }
+    let header = header.to_string();
+    let mut file = fs::File::create(dir.path().join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + end).unwrap();
+    dir
+}
+
+#[test]
+fn large_weights_are_packed_within_300_mib_beside_weights_keys_and_values() {
+    let dir = wide();
+    let report = json(&[
+        "bench",
+        "--json",
+        "--model",
+        text(dir.path()),
+        "--quantization",
+        "int4",
+        "--batch",
+        "1",
+        "--steps",
+        "1",
+        "--repeat",
+        "1",
+        "--prompt-tokens",
+        "1",
+    ]);
+    let memory = &report["memory"];
+    let number = |name: &str| memory[name].as_u64().unwrap();
+    assert!(number("weight_bytes") > 150 << 20, "{report}");
+    assert!(number("peak_bytes") > number("weight_bytes"), "{report}");
+    assert_eq!(memory["within"], true, "{report}");
 }

@@ -4,6 +4,6 @@
 pub(crate) mod checkpoint;
 mod inspect;
 mod picture_files;
-mod pixels;
+pub(crate) mod pixels;
 mod prompts;
 mod token_counts;

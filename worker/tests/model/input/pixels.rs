@@ -54,7 +54,8 @@ fn config_of(processor: &str) -> Value {
     config
 }
 
-fn processor(name: &str) -> ImageProcessor {
+/// The processor that `tests/reference/images.py` calls `name`.
+pub(crate) fn processor(name: &str) -> ImageProcessor {
     let dir = checkpoint::folder(&config_of(name));
     let file = fixture("images/processors")
         .join(name)
