@@ -28,7 +28,7 @@ type Case = (&'static str, &'static [&'static str], fn(&Path) -> String);
 const QUERY: &str = "model.language_model.layers.1.self_attn.q_proj.weight";
 
 /// What a template that wants too much is told.
-const TEMPLATE: &[&str] = &["chat template", "reads and writes more than"];
+const TEMPLATE: &[&str] = &["chat template", "ran out of fuel"];
 
 const CASES: &[Case] = &[
     ("cut weights", &["model.safetensors", "cut short"], |dir| {
