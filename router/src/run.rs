@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::routing::get;
+use http::HeaderValue;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use shell::readiness::{Condition, Readiness};
@@ -48,7 +49,7 @@ pub struct Router {
     settle: Duration,
     drain_timeout: Duration,
     stop_accepting: CancellationToken,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    _tasks: Vec<Task>,
 }
 
 /// A router could not start.
@@ -101,103 +102,42 @@ impl Router {
             .as_deref()
             .map(keys::worker_key)
             .transpose()?;
-        let fleet = Arc::new(Fleet::new(
-            Rules {
-                dispatch: args.dispatch,
-                default_slots: args.limits.default_slots,
-                max_queued: args.limits.max_queued,
-                max_held: args.limits.max_held,
-                warm_up: args.timeouts.warm_up,
-                poll_interval: args.timeouts.poll_interval,
-            },
-            Pace {
-                interval: args.timeouts.poll_interval,
-                timeout: args.timeouts.poll_timeout,
-            },
-            worker_key.clone(),
-        ));
-        let gate = Arc::new(Gate {
-            fleet: Arc::clone(&fleet),
-            limits: args.limits.clone(),
-            timeouts: Arc::new(args.timeouts.clone()),
-            budget: Budget::new(args.limits.max_buffered),
-            keys: args.api_keys.as_deref().map(Keys::read).transpose()?,
-            page: !args.no_page,
-            tracing: args
-                .otlp_endpoint
-                .as_ref()
-                .map(Tracing::start)
-                .transpose()?,
-            meter: Meter::default(),
-            draining: AtomicBool::new(false),
-        });
+        let fleet = Arc::new(fleet(&args, worker_key.clone()));
+        let gate = Arc::new(gate(&args, Arc::clone(&fleet))?);
         let readiness = Readiness::default();
         let serving = readiness.condition("accepting requests");
         let known = readiness.condition("workers known");
         let discovery = Arc::new(Discovery::new(shell::clock::now()));
         let (publish, table) = watch::channel(Table::default());
         let mut tasks = vec![keep(follow(table, Arc::clone(&fleet), known))];
-        if let Some(keys) = &gate.keys {
-            tasks.push(keep(keys.clone().follow()));
-        }
+        tasks.extend(gate.keys.clone().map(|keys| keep(keys.follow())));
         if args.worker.is_empty() {
-            let client = Client::try_default().await.map_err(Box::new)?;
-            let identity = Identity::from_env();
-            let own_namespace = identity.as_ref().map(|identity| identity.namespace.clone());
-            let scope = Scope {
-                own_namespace: own_namespace
-                    .or_else(|| args.namespace.clone())
-                    .unwrap_or_else(|| client.default_namespace().to_owned()),
-                namespace: args.namespace.clone(),
-            };
-            let watching =
-                kubernetes::watch(client.clone(), scope, publish, Arc::clone(&discovery));
-            tasks.push(keep(watching));
-            match identity {
-                Some(identity) => {
-                    tasks.push(keep(lease::renew(client, identity, Arc::clone(&fleet))));
-                }
-                None => tracing::warn!(
-                    "POD_NAME and POD_NAMESPACE are not set: no Lease is renewed, so the operator sees no demand"
-                ),
-            }
+            tasks.extend(watch_cluster(&args, publish, &fleet, &discovery).await?);
         } else {
-            let workers = fixed::parse(&args.worker)?;
-            let created = i64::try_from(shell::clock::unix_millis() / 1000).unwrap_or(0);
-            match &args.model {
-                Some(model) => {
-                    publish.send_replace(fixed::of_one_model(&workers, model, created));
-                }
-                None => tasks.push(keep(fixed::ask_for_models(
-                    workers, worker_key, publish, created,
-                ))),
-            }
+            tasks.extend(fix_table(&args, worker_key, publish)?);
         }
         let connections = Connections::default();
-        let limits = ConnectionLimits {
-            connections: args.limits.max_connections,
-            header: args.timeouts.header_timeout,
-            write: args.timeouts.write_timeout,
-        };
         let stop_accepting = CancellationToken::new();
-        let serve = server::serve(
+        tasks.push(keep(server::serve(
             listener,
             Arc::clone(&gate),
-            limits,
+            ConnectionLimits {
+                connections: args.limits.max_connections,
+                header: args.timeouts.header_timeout,
+                write: args.timeouts.write_timeout,
+            },
             connections.clone(),
             stop_accepting.clone(),
-        );
-        tasks.push(keep(serve));
+        )));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Everything {
             gate: Arc::clone(&gate),
             connections: connections.clone(),
             discovery,
         }));
-        let shown = Arc::clone(&fleet);
         let routes = shell::admin::routes(readiness, Arc::new(registry)).route(
             "/workers",
-            get(async move || Json(workers::table(&shown, shell::clock::now()))),
+            get(async move || Json(workers::table(&fleet, shell::clock::now()))),
         );
         tasks.push(keep(async move {
             if let Err(error) = shell::admin::serve(admin, routes, CancellationToken::new()).await {
@@ -246,7 +186,86 @@ impl Router {
     }
 }
 
-fn keep(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+type Task = AbortOnDropHandle<()>;
+
+fn fleet(args: &RouterArgs, worker_key: Option<HeaderValue>) -> Fleet {
+    let rules = Rules {
+        dispatch: args.dispatch,
+        default_slots: args.limits.default_slots,
+        max_queued: args.limits.max_queued,
+        max_held: args.limits.max_held,
+        warm_up: args.timeouts.warm_up,
+        poll_interval: args.timeouts.poll_interval,
+    };
+    let pace = Pace {
+        interval: args.timeouts.poll_interval,
+        timeout: args.timeouts.poll_timeout,
+    };
+    Fleet::new(rules, pace, worker_key)
+}
+
+fn gate(args: &RouterArgs, fleet: Arc<Fleet>) -> Result<Gate, StartError> {
+    Ok(Gate {
+        fleet,
+        limits: args.limits.clone(),
+        timeouts: Arc::new(args.timeouts.clone()),
+        budget: Budget::new(args.limits.max_buffered),
+        keys: args.api_keys.as_deref().map(Keys::read).transpose()?,
+        page: !args.no_page,
+        tracing: args
+            .otlp_endpoint
+            .as_ref()
+            .map(Tracing::start)
+            .transpose()?,
+        meter: Meter::default(),
+        draining: AtomicBool::new(false),
+    })
+}
+
+/// Keeps the table as Kubernetes knows it, and tells there what is in flight here.
+async fn watch_cluster(
+    args: &RouterArgs,
+    publish: watch::Sender<Table>,
+    fleet: &Arc<Fleet>,
+    discovery: &Arc<Discovery>,
+) -> Result<Vec<Task>, StartError> {
+    let client = Client::try_default().await.map_err(Box::new)?;
+    let identity = Identity::from_env();
+    let own_namespace = identity.as_ref().map(|identity| identity.namespace.clone());
+    let scope = Scope {
+        own_namespace: own_namespace
+            .or_else(|| args.namespace.clone())
+            .unwrap_or_else(|| client.default_namespace().to_owned()),
+        namespace: args.namespace.clone(),
+    };
+    let watching = kubernetes::watch(client.clone(), scope, publish, Arc::clone(discovery));
+    let mut tasks = vec![keep(watching)];
+    match identity {
+        Some(identity) => tasks.push(keep(lease::renew(client, identity, Arc::clone(fleet)))),
+        None => tracing::warn!(
+            "POD_NAME and POD_NAMESPACE are not set: no Lease is renewed, so the operator sees no demand"
+        ),
+    }
+    Ok(tasks)
+}
+
+/// Makes the table of the workers on the command line.
+fn fix_table(
+    args: &RouterArgs,
+    worker_key: Option<HeaderValue>,
+    publish: watch::Sender<Table>,
+) -> Result<Option<Task>, StartError> {
+    let workers = fixed::parse(&args.worker)?;
+    let created = i64::try_from(shell::clock::unix_millis() / 1000).unwrap_or(0);
+    if let Some(model) = &args.model {
+        publish.send_replace(fixed::of_one_model(&workers, model, created));
+        return Ok(None);
+    }
+    let asking = fixed::ask_for_models(workers, worker_key, publish, created);
+    Ok(Some(keep(asking)))
+}
+
+fn keep(task: impl Future<Output = ()> + Send + 'static) -> Task {
     let handle: JoinHandle<()> = tokio::spawn(task);
     AbortOnDropHandle::new(handle)
 }

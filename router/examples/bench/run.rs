@@ -11,7 +11,7 @@ use clap::Args;
 use crate::load::{Scenario, Seen};
 use crate::measure::Pinned;
 use crate::table::{COLUMNS, Figures, Table};
-use crate::targets::{FLOOR, Target, targets};
+use crate::targets::{Target, targets};
 
 /// The CPU of workers and load, and the CPU of what is measured.
 pub(crate) const CPUS: (&str, &str) = ("0", "1");
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) {
         }
     }
     let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
-    table.print(&names, FLOOR);
+    table.print(&names);
 }
 
 /// Fake workers with this many slots each, on the load's CPU.

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use crate::load::{Scenario, Seen};
+use crate::targets::{DIRECT, FLOOR};
 
 /// A column of the table: its heading, and how it is read.
 pub(crate) struct Column {
@@ -13,6 +14,8 @@ pub(crate) struct Column {
     pub(crate) scenario: Scenario,
     pub(crate) figure: fn(&Figures) -> f64,
     pub(crate) digits: usize,
+    /// Whether it is a time that the workers alone take too.
+    pub(crate) is_time: bool,
 }
 
 /// What one measurement gave.
@@ -30,78 +33,91 @@ pub(crate) const COLUMNS: [Column; 13] = [
         scenario: Scenario::Tiny,
         figure: |f| f.seen.count as f64 / f.seen.seconds,
         digits: 0,
+        is_time: false,
     },
     Column {
         heading: "tiny CPU µs/req",
         scenario: Scenario::Tiny,
         figure: |f| f.cpu_nanos / 1e3 / f.seen.count as f64,
         digits: 1,
+        is_time: false,
     },
     Column {
         heading: "c=1 p50 ms",
         scenario: Scenario::TinyOne,
         figure: |f| f.seen.p50,
         digits: 3,
+        is_time: true,
     },
     Column {
         heading: "TTFB p50 ms",
         scenario: Scenario::Moderate,
         figure: |f| f.seen.p50,
-        digits: 2,
+        digits: 3,
+        is_time: true,
     },
     Column {
         heading: "TTFB p99 ms",
         scenario: Scenario::Moderate,
         figure: |f| f.seen.p99,
-        digits: 2,
+        digits: 3,
+        is_time: true,
     },
     Column {
         heading: "event p50 ms",
         scenario: Scenario::Events,
         figure: |f| f.seen.p50,
         digits: 3,
+        is_time: true,
     },
     Column {
         heading: "event p99 ms",
         scenario: Scenario::Events,
         figure: |f| f.seen.p99,
-        digits: 2,
+        digits: 3,
+        is_time: true,
     },
     Column {
         heading: "CPU µs/event",
         scenario: Scenario::Events,
         figure: |f| f.cpu_nanos / 1e3 / f.seen.count as f64,
         digits: 1,
+        is_time: false,
     },
     Column {
         heading: "flat events/s",
         scenario: Scenario::Flat,
         figure: |f| f.seen.count as f64 / f.seen.seconds,
         digits: 0,
+        is_time: false,
     },
     Column {
         heading: "1 MiB req/s",
         scenario: Scenario::Mib,
         figure: |f| f.seen.count as f64 / f.seen.seconds,
         digits: 0,
+        is_time: false,
     },
     Column {
         heading: "1 MiB CPU ms",
         scenario: Scenario::Mib,
         figure: |f| f.cpu_nanos / 1e6 / f.seen.count as f64,
         digits: 3,
+        is_time: false,
     },
     Column {
         heading: "1 MiB c=1 p50 ms",
         scenario: Scenario::MibOne,
         figure: |f| f.seen.p50,
-        digits: 2,
+        digits: 3,
+        is_time: true,
     },
     Column {
         heading: "KiB/idle stream",
         scenario: Scenario::Idle,
         figure: |f| f.grown / 1024.0 / f.seen.count as f64,
         digits: 1,
+        is_time: false,
     },
 ];
 
@@ -138,39 +154,57 @@ impl Table {
         self.add(target.to_owned(), row);
     }
 
-    fn medians(&self, target: &str) -> Vec<f64> {
-        let rounds = &self.0[target];
-        let median = |column: usize| {
-            let mut values: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
+    /// The median over the rounds of how each figure of `target` compares with that
+    /// of `base` in the same round.
+    fn compared(&self, target: &str, base: &str, how: fn(f64, f64) -> f64) -> Vec<f64> {
+        let rounds = || self.0[target].iter().zip(&self.0[base]);
+        let one = |column: usize| {
+            let values = rounds().map(|(ours, theirs)| how(ours[column], theirs[column]));
+            median(values.collect())
         };
-        (0..COLUMNS.len()).map(median).collect()
+        (0..COLUMNS.len()).map(one).collect()
     }
 
-    /// Prints medians, and their ratios to those of `base` for all that follow it.
-    pub(crate) fn print(&self, targets: &[&str], base: &str) {
+    /// Prints medians; what each adds to the times of the workers alone; and ratios to
+    /// [`FLOOR`].
+    pub(crate) fn print(&self, targets: &[&str]) {
         let headings: Vec<&str> = COLUMNS.iter().map(|column| column.heading).collect();
         println!("| target | {} |", headings.join(" | "));
         println!("|---|{}", "---|".repeat(COLUMNS.len()));
         for target in targets {
-            let medians = self.medians(target);
-            let cells: Vec<String> = medians
-                .iter()
-                .zip(&COLUMNS)
-                .map(|(value, c)| format!("{value:.*}", c.digits))
-                .collect();
-            println!("| {target} | {} |", cells.join(" | "));
+            let medians = self.compared(target, target, |ours, _| ours);
+            print_row(target, &medians, |value, c| format!("{value:.*}", c.digits));
         }
-        let bases = self.medians(base);
-        for target in targets.iter().skip_while(|target| **target != base).skip(1) {
-            let cells: Vec<String> = self
-                .medians(target)
-                .iter()
-                .zip(&bases)
-                .map(|(value, base)| format!("{:.2}", value / base))
-                .collect();
-            println!("| {target} / {base} | {} |", cells.join(" | "));
+        for target in targets.iter().filter(|target| **target != DIRECT) {
+            let added = self.compared(target, DIRECT, |ours, theirs| ours - theirs);
+            print_row(
+                &format!("{target} − {DIRECT}"),
+                &added,
+                |value, c| match c.is_time {
+                    true => format!("{value:+.*}", c.digits),
+                    false => String::new(),
+                },
+            );
+        }
+        for target in targets.iter().filter(|t| ![DIRECT, FLOOR].contains(t)) {
+            let ratios = self.compared(target, FLOOR, |ours, theirs| ours / theirs);
+            print_row(&format!("{target} / {FLOOR}"), &ratios, |value, _| {
+                format!("{value:.2}")
+            });
         }
     }
+}
+
+fn print_row(name: &str, values: &[f64], cell: impl Fn(f64, &Column) -> String) {
+    let cells: Vec<String> = values
+        .iter()
+        .zip(&COLUMNS)
+        .map(|(value, column)| cell(*value, column))
+        .collect();
+    println!("| {name} | {} |", cells.join(" | "));
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -106,7 +106,7 @@ pub(crate) async fn attempt(job: &Job, mut reservation: Reservation, tries: usiz
 
 enum First {
     Whole(Bytes),
-    Stream(Answer, Option<Bytes>),
+    Stream(Answer, Bytes),
 }
 
 async fn first_bytes(
@@ -135,10 +135,10 @@ async fn first_bytes(
             Err(error) => Err(broken(error.to_string())),
         };
     }
-    let next = std::future::poll_fn(|cx| answer.poll_frame(cx));
+    let next = std::future::poll_fn(|cx| answer.poll_data(cx));
     match watched(next, worker, until, job).await? {
         None => Ok((head, First::Whole(Bytes::new()))),
-        Some(Ok(frame)) => Ok((head, First::Stream(answer, frame.into_data().ok()))),
+        Some(Ok(data)) => Ok((head, First::Stream(answer, data))),
         Some(Err(error)) => Err(broken(error.to_string())),
     }
 }

@@ -60,12 +60,12 @@ impl Relay {
         answer: Answer,
         reservation: Reservation,
         mut cutter: Cutter,
-        first: Option<Bytes>,
+        first: Bytes,
         pace: RelayPace,
         trail: Trail,
     ) -> Self {
         let now = shell::clock::now();
-        let next = first.and_then(|first| cutter.pass(first));
+        let next = cutter.pass(first);
         let mut relay = Self {
             answer: Some(answer),
             reservation,
@@ -90,11 +90,8 @@ impl Relay {
             let Some(answer) = &mut self.answer else {
                 return Poll::Ready(None);
             };
-            match answer.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let Ok(data) = frame.into_data() else {
-                        continue;
-                    };
+            match answer.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => {
                     self.note_arrival();
                     if let Some(whole) = self.cutter.pass(data) {
                         return Poll::Ready(Some(Ok(whole)));

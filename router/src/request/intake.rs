@@ -2,16 +2,13 @@
 //! limit of all, read by the fact reader as it arrives, kept as it came so that
 //! a retry can send the same bytes.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -41,15 +38,13 @@ struct Share {
 
 /// A whole request body. Clones share the bytes, and the last one frees them.
 #[derive(Clone, Debug)]
-pub(crate) struct Payload {
-    kept: Arc<Kept>,
-    next: usize,
-}
+pub(crate) struct Payload(Arc<Kept>);
 
 #[derive(Debug)]
 struct Kept {
     pieces: Vec<Bytes>,
-    share: Option<Share>,
+    /// Kept for its drop.
+    _share: Option<Share>,
 }
 
 /// Why a body was not taken in.
@@ -161,11 +156,11 @@ pub(crate) async fn take_in(
         }
     }
     flush(&mut tail, &mut pieces);
-    let kept = Arc::new(Kept {
+    let kept = Kept {
         pieces,
-        share: Some(share),
-    });
-    Ok((Payload { kept, next: 0 }, reader.finish()?))
+        _share: Some(share),
+    };
+    Ok((Payload(Arc::new(kept)), reader.finish()?))
 }
 
 fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
@@ -188,38 +183,24 @@ async fn discard(body: &mut Incoming, stall: Duration) {
 impl Payload {
     /// No body at all.
     pub(crate) fn empty() -> Self {
-        let kept = Arc::new(Kept {
-            pieces: Vec::new(),
-            share: None,
-        });
-        Self { kept, next: 0 }
+        Self::of(Vec::new())
+    }
+
+    /// A body that counts against no budget.
+    pub(crate) fn of(pieces: Vec<Bytes>) -> Self {
+        Self(Arc::new(Kept {
+            pieces,
+            _share: None,
+        }))
+    }
+
+    /// As it came, piece by piece.
+    pub(crate) fn pieces(&self) -> &[Bytes] {
+        &self.0.pieces
     }
 
     /// Bytes in all.
     pub(crate) fn len(&self) -> u64 {
-        self.kept.share.as_ref().map_or(0, |share| share.bytes)
-    }
-}
-
-impl Body for Payload {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.kept.pieces.get(self.next).cloned();
-        self.next += 1;
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.next >= self.kept.pieces.len()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let rest = self.kept.pieces.iter().skip(self.next);
-        SizeHint::with_exact(rest.map(|piece| piece.len() as u64).sum())
+        self.0.pieces.iter().map(|piece| piece.len() as u64).sum()
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 
 use crate::request::intake::Payload;
-use crate::upstream::exchange::{SendError, send};
+use crate::upstream::exchange::{Broken, SendError, send};
 use crate::upstream::link::{ConnectError, Links};
 
 /// A question got no answer.
@@ -22,7 +22,7 @@ pub(crate) enum AskError {
     Send(#[from] SendError),
     /// Half an answer.
     #[error("the answer broke off: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] Broken),
     /// Not in time.
     #[error("no answer within {} s", .0.as_secs_f32())]
     TimedOut(Duration),

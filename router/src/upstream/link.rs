@@ -1,35 +1,36 @@
-//! Connections to one worker. A connection is driven by the task of the request
-//! that uses it: no task, no channel hop and no second stack per stream, and
-//! dropping the request closes it. Idle ones wait in a stack; the warmest is
-//! used first.
+//! Connections to one worker. A connection belongs to the request that uses it: no
+//! task, no channel and no buffer of its own, and dropping the request closes it.
+//! Idle ones wait in a stack; the warmest is used first.
 
-use std::future::Future as _;
+use std::cell::RefCell;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use http::header;
-use hyper::client::conn::http1::{self, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
-
-use crate::request::intake::Payload;
 
 /// Less than the 5 s after which uvicorn, under SGLang and vLLM, closes an idle
 /// connection.
 const IDLE: Duration = Duration::from_secs(3);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 256;
-/// One read of an answer; token streams are small, and an idle stream keeps
-/// this much memory.
-const READ_BUFFER: usize = 8 * 1024;
+/// One read of an answer.
+const READ: usize = 16 * 1024;
+
+thread_local! {
+    /// Where all reads of a thread land first. A buffer for each connection would be
+    /// most of what a silent stream costs.
+    static LANDING: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
 
 /// A connection that can take a request.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(super) sender: SendRequest<Payload>,
-    pub(super) connection: Option<Box<Connection<TokioIo<TcpStream>, Payload>>>,
+    stream: TcpStream,
     pub(super) used_before: bool,
     idle_since: Option<Instant>,
 }
@@ -49,13 +50,10 @@ pub(crate) struct Links {
 pub(crate) enum ConnectError {
     /// Refused, unreachable or not resolved.
     #[error("connect: {0}")]
-    Failed(#[from] std::io::Error),
+    Failed(#[from] io::Error),
     /// No answer in time.
     #[error("connect: no answer in time")]
     TimedOut,
-    /// The HTTP layer refused to start.
-    #[error("connect: {0}")]
-    Http(#[from] hyper::Error),
 }
 
 impl Links {
@@ -96,8 +94,8 @@ impl Links {
     /// An idle connection that is still open.
     pub(crate) fn take_idle(&self) -> Option<Link> {
         loop {
-            let mut link = self.lock().pop()?;
-            if link.is_open() {
+            let link = self.lock().pop()?;
+            if link.is_silent() {
                 return Some(link);
             }
         }
@@ -110,21 +108,16 @@ impl Links {
             .await
             .map_err(|_| ConnectError::TimedOut)??;
         stream.set_nodelay(true)?;
-        let (sender, connection) = http1::Builder::new()
-            .read_buf_exact_size(Some(READ_BUFFER))
-            .handshake(TokioIo::new(stream))
-            .await?;
         Ok(Link {
-            sender,
-            connection: Some(Box::new(connection)),
+            stream,
             used_before: false,
             idle_since: None,
         })
     }
 
     /// Takes a connection back whose answer was read to its end.
-    pub(crate) fn give_back(&self, mut link: Link, now: Instant) {
-        if link.is_open() && link.sender.is_ready() {
+    pub(super) fn give_back(&self, mut link: Link, now: Instant) {
+        if link.is_silent() {
             link.idle_since = Some(now);
             link.used_before = true;
             let mut idle = self.lock();
@@ -151,24 +144,38 @@ impl Links {
 }
 
 impl Link {
-    /// Lets the connection work. Ends it when it says that it is closed.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.connection
-            && Pin::new(connection).poll(cx).is_ready()
-        {
-            self.connection = None;
+    /// Whether the other side has neither closed nor said anything. The look also
+    /// takes the waker of the last user off the socket.
+    fn is_silent(&self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        match self.stream.poll_read_ready(&mut nobody) {
+            Poll::Pending => true,
+            Poll::Ready(_) => {
+                let read = self.stream.try_read(&mut [0]);
+                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
         }
     }
 
-    /// Looks whether the other side has closed. The look also takes the waker
-    /// of the last user off the socket.
-    fn is_open(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        self.connection.is_some() && !self.sender.is_closed()
+    /// Reads once, and shows what came: nothing at the end of the connection.
+    pub(super) fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        show: impl FnOnce(&[u8]) -> T,
+    ) -> Poll<io::Result<T>> {
+        LANDING.with_borrow_mut(|landing| {
+            let mut buffer = ReadBuf::new(landing);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(show(buffer.filled())))
+        })
     }
 
-    pub(super) fn poll_ready(&mut self) -> Poll<Result<(), hyper::Error>> {
-        self.sender
-            .poll_ready(&mut Context::from_waker(Waker::noop()))
+    /// Writes from the front of `pieces`, and tells how many bytes.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 }

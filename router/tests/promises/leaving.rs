@@ -113,6 +113,25 @@ async fn leaving_the_queue_gives_the_place_to_the_next() {
 }
 
 #[tokio::test]
+async fn leaving_a_stream_that_began_while_it_waited_gives_up_its_place() {
+    let worker = FakeWorker::with_slots(1).await;
+    let router = router(&[&worker]).with("--keep-alive=0.1").start().await;
+    let long = chat(&json!({"stream": true, "events": 2, "gap_ms": 60_000}));
+    let _first = begin(router.address, long.clone()).await;
+    let _second = begin(router.address, long.clone()).await;
+    // Its head comes with the first comment, its slot never.
+    let third = begin(router.address, long).await;
+    let waiting = async || metric(&router, "llava_router_waiting{", "").await;
+    assert_eq!(waiting().await, 1.0);
+    drop(third);
+    let since = tokio::time::Instant::now();
+    eventually("nobody waits", async || waiting().await == 0.0).await;
+    assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
+    let queued = metric(&router, "llava_router_caller_aborts_total", "queued").await;
+    assert_eq!((queued, worker.hits()), (1.0, 2));
+}
+
+#[tokio::test]
 async fn leaving_in_the_middle_of_a_body_frees_its_bytes() {
     let worker = FakeWorker::start().await;
     let router = router(&[&worker]).start().await;
