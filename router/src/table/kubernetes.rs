@@ -112,7 +112,7 @@ where
 }
 
 /// An event with what is needed of its object; `None` for an object that does
-/// not read, which is then as if it were not there.
+/// not read: what was read of it before stands.
 fn read<K: Resource, T>(
     event: watcher::Event<K>,
     read: impl Fn(&K) -> Option<T>,

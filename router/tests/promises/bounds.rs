@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
@@ -12,6 +13,23 @@ use crate::support::router::{in_flight, metric};
 use crate::support::{FakeWorker, eventually, router, soon};
 
 const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn a_stream_that_says_nothing_costs_less_than_20_kib() {
+    const STREAMS: u64 = 200;
+    let worker = FakeWorker::with_slots(512).await;
+    let router = Process::start(router(&[&worker])).await;
+    let open = async |count| {
+        let silent = chat(&json!({"stream": true, "gap_ms": 600_000}));
+        join_all((0..count).map(|_| begin(router.address, silent.clone()))).await
+    };
+    // The first ones also pay for what all share.
+    let _first = open(100).await;
+    let before = router.memory();
+    let _streams = open(STREAMS).await;
+    let each = router.memory().saturating_sub(before) / STREAMS;
+    assert!(each < 20 * 1024, "{each} bytes each");
+}
 
 #[tokio::test]
 async fn twenty_slow_readers_of_16_mb_cost_less_than_20_mib() {
