@@ -142,13 +142,18 @@ impl Cutter {
         (!rest.is_empty()).then_some(rest)
     }
 
+    /// Whether part of a frame is held back.
+    pub(crate) fn holds_some(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// What ends the stream when the worker broke it off. Nothing, when its last
     /// frame had been sent.
     pub(crate) fn broken(&mut self, error: &ApiError, code: Code) -> Option<Bytes> {
+        self.held.clear();
         if self.done {
             return None;
         }
-        self.held.clear();
         let frame = self.framing.error(error, code)?;
         if !self.torn {
             return Some(frame);

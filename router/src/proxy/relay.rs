@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use crate::dispatch::health::Failure;
 use crate::dispatch::reservation::Reservation;
 use crate::metrics::meter::Phase;
-use crate::proxy::cut::Cutter;
+use crate::proxy::cut::{Cutter, Framing};
 use crate::refusal::Refusal;
 use crate::trace::RequestSpan;
 use crate::upstream::exchange::Answer;
@@ -78,6 +78,9 @@ impl Relay {
             timer: Box::pin(tokio::time::sleep_until(now.into())),
         };
         relay.rearm();
+        if relay.answer.as_ref().is_some_and(Answer::is_done) {
+            relay.end();
+        }
         relay
     }
 
@@ -88,11 +91,15 @@ impl Relay {
         }
         loop {
             let Some(answer) = &mut self.answer else {
-                return Poll::Ready(None);
+                return Poll::Ready(self.cutter.rest().map(Ok));
             };
             match answer.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => {
+                    let done = answer.is_done();
                     self.note_arrival();
+                    if done {
+                        self.end();
+                    }
                     if let Some(whole) = self.cutter.pass(data) {
                         return Poll::Ready(Some(Ok(whole)));
                     }
@@ -104,10 +111,7 @@ impl Relay {
                         .failed(Failure::Broken, error.to_string(), now);
                     return self.cut("worker_lost", "the worker broke off");
                 }
-                Poll::Ready(None) => {
-                    self.end();
-                    return Poll::Ready(self.cutter.rest().map(Ok));
-                }
+                Poll::Ready(None) => self.end(),
                 Poll::Pending => {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
@@ -122,11 +126,15 @@ impl Relay {
 
     /// Whether everything was relayed.
     pub(crate) fn is_end(&self) -> bool {
-        self.answer.is_none() && self.next.is_none()
+        self.answer.is_none() && self.next.is_none() && !self.cutter.holds_some()
     }
 
-    /// The length of what is left, where the worker told it.
+    /// The length of what is left, where the worker told it and nothing of ours, such
+    /// as a comment, can come between.
     pub(crate) fn exact_len(&self) -> Option<u64> {
+        if self.cutter.framing() != Framing::Opaque {
+            return None;
+        }
         let rest = match &self.answer {
             Some(answer) => answer.exact_len()?,
             None => 0,

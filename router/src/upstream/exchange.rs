@@ -127,6 +127,7 @@ impl Answer {
             let data = self.decoder.take(&mut rest)?;
             self.keeps &= rest.is_empty();
             if !data.is_empty() {
+                self.end_if_done();
                 return Poll::Ready(Some(Ok(data)));
             }
         }
@@ -148,15 +149,28 @@ impl Answer {
                 return Poll::Ready((!meant).then_some(Err(Broken::Closed)));
             }
             if !data.is_empty() {
+                self.end_if_done();
                 return Poll::Ready(Some(Ok(data)));
             }
         }
-        if let Some(link) = self.link.take()
+        self.end_if_done();
+        Poll::Ready(None)
+    }
+
+    /// Gives the connection back with the last data: whoever knows the length of an
+    /// answer does not ask for what comes after it.
+    fn end_if_done(&mut self) {
+        if self.is_done()
+            && let Some(link) = self.link.take()
             && self.keeps
         {
             self.home.give_back(link, shell::clock::now());
         }
-        Poll::Ready(None)
+    }
+
+    /// Whether all data was read.
+    pub(crate) fn is_done(&self) -> bool {
+        self.first.is_empty() && self.decoder.is_done()
     }
 
     /// The length of what is left, if the worker told it, bytes.

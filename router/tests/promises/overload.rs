@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::support::client::{ask, begin, chat, request};
 use crate::support::process::Process;
 use crate::support::router::{in_flight, metric};
-use crate::support::{FakeWorker, eventually, router};
+use crate::support::{FakeWorker, Reply, eventually, router};
 
 #[tokio::test]
 async fn ten_times_too_much_fills_every_place_and_refuses_the_rest() {
@@ -21,14 +23,7 @@ async fn ten_times_too_much_fills_every_place_and_refuses_the_rest() {
         FakeWorker::with_slots(4).await,
     ];
     let router = Process::start(router(&[&workers[0], &workers[1]]).with("--max-queued=16")).await;
-    // Until its first report a worker is taken to have many slots.
-    eventually("the workers told their slots", async || {
-        let table = ask(router.admin_address, request("GET", "/workers", "")).await;
-        let rows = table.json()["pools"][0]["workers"].clone();
-        rows.as_array()
-            .is_some_and(|rows| rows.iter().all(|row| row["slots"] == 4))
-    })
-    .await;
+    workers_told_their_slots(&router, 4).await;
     let hits = || workers.iter().map(FakeWorker::hits).sum::<usize>();
     let open_gates = |open| workers.iter().for_each(|worker| worker.open_gate(open));
     let mut settled = None;
@@ -70,6 +65,81 @@ async fn ten_times_too_much_fills_every_place_and_refuses_the_rest() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_minute_of_ten_times_too_much_costs_neither_goodput_nor_memory() {
+    const SLOTS: u32 = 2;
+    const WORK_MS: u64 = 200;
+    const MINUTE: Duration = Duration::from_secs(60);
+    // What four slots do in a second is 20; ten times that comes.
+    const EVERY: Duration = Duration::from_millis(5);
+    let workers = [
+        FakeWorker::with_slots(SLOTS).await,
+        FakeWorker::with_slots(SLOTS).await,
+    ];
+    let flags = router(&[&workers[0], &workers[1]])
+        .with("--max-queued=16")
+        .with("--warm-up=0.1");
+    let router = Process::start(flags).await;
+    workers_told_their_slots(&router, SLOTS).await;
+    let work = json!({"first_ms": WORK_MS});
+    // Just busy: as many callers as slots and the headroom of one at each worker.
+    let start = tokio::time::Instant::now();
+    let busy = Duration::from_secs(6);
+    let callers = (0..2 * (SLOTS + 1)).map(|_| async {
+        let mut answered = 0_u32;
+        while start.elapsed() < busy {
+            answered += u32::from(ask(router.address, chat(&work)).await.status == 200);
+        }
+        answered
+    });
+    let peak: u32 = join_all(callers).await.iter().sum();
+    let peak = f64::from(peak) / start.elapsed().as_secs_f64();
+
+    let mut callers = JoinSet::new();
+    let mut settled = 0;
+    let mut most = 0;
+    let start = tokio::time::Instant::now();
+    let mut next = start;
+    while next < start + MINUTE {
+        tokio::time::sleep_until(next).await;
+        next += EVERY;
+        let (address, request) = (router.address, chat(&work));
+        callers.spawn(async move { (ask(address, request).await, start.elapsed()) });
+        if next >= start + MINUTE / 6 {
+            settled = if settled == 0 {
+                router.memory()
+            } else {
+                settled
+            };
+            most = most.max(router.memory());
+        }
+    }
+    let replies = callers.join_all().await;
+    let is_answer = |reply: &Reply| reply.status == 200;
+    for (reply, _) in replies.iter().filter(|(reply, _)| !is_answer(reply)) {
+        assert!(matches!(reply.status.as_u16(), 429 | 503), "{reply:?}");
+        assert!(reply.headers.contains_key("retry-after"), "{reply:?}");
+    }
+    let in_time = replies
+        .iter()
+        .filter(|(reply, at)| is_answer(reply) && *at <= MINUTE);
+    let goodput = in_time.count() as f64 / MINUTE.as_secs_f64();
+    assert!(goodput >= 0.9 * peak, "{goodput} a second, at best {peak}");
+    let grown = most.saturating_sub(settled) >> 20;
+    assert!(grown < 8, "grew by {grown} MiB");
+}
+
+/// Until its first report a worker is taken to have many slots.
+async fn workers_told_their_slots(router: &Process, slots: u32) {
+    eventually("the workers told their slots", async || {
+        let table = ask(router.admin_address, request("GET", "/workers", "")).await;
+        let rows = table.json()["pools"][0]["workers"].clone();
+        rows.as_array()
+            .is_some_and(|rows| rows.iter().all(|row| row["slots"] == slots))
+    })
+    .await;
 }
 
 #[tokio::test]
