@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::client::{ask, begin, body, chat, request};
-use crate::support::router::{in_flight, rows};
+use crate::support::router::{in_flight, metric, rows};
 use crate::support::worker::event;
 use crate::support::{FakeWorker, eventually, router};
 
@@ -77,6 +77,25 @@ async fn a_large_body_arrives_whole() {
     .await;
     assert_eq!(reply.status, 200);
     assert_eq!(worker.last().0, sent);
+}
+
+#[tokio::test]
+async fn a_large_answer_of_known_length_comes_whole_and_nobody_is_taken_to_have_left() {
+    const BYTES: usize = 300_000;
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    for _ in 0..3 {
+        let reply = ask(router.address, chat(&json!({"bytes": BYTES}))).await;
+        let length: usize = reply.headers["content-length"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(reply.whole && reply.body.len() == length && length > BYTES);
+    }
+    let left = metric(&router, "llava_router_caller_aborts_total", "").await;
+    let whole = metric(&router, "llava_router_request_duration_seconds_count", "").await;
+    assert_eq!((left, whole), (0.0, 3.0));
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ pub(crate) struct Wish {
     pub(crate) events: Option<usize>,
     /// Before each event but the first.
     pub(crate) gap_ms: u64,
-    /// Size of an event.
+    /// Size of an event, or of a whole answer.
     pub(crate) bytes: usize,
     /// Break the connection after this many events.
     pub(crate) die_after: Option<usize>,
@@ -296,7 +296,10 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> 
         presence.ended = true;
         return full(
             200,
-            r#"{"object":"chat.completion","choices":[]}"#.to_owned(),
+            format!(
+                r#"{{"object":"chat.completion","choices":[],"filler":"{}"}}"#,
+                "x".repeat(wish.bytes)
+            ),
         );
     }
     let (sender, receiver) = mpsc::channel(1);
