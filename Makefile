@@ -47,10 +47,10 @@ kubectl: ## Run kubectl on it: make kubectl ARGS='get pods -A'
 load: images ## Build the images and load them into it
 	@$(CLUSTER) load $(or $(CARGO_TARGET_DIR),target)/images/llava-*.tar
 
-bench-operator: ## Measure the operator beside Kubernetes' own controllers; docs/benchmarks.md shows the last result
+bench-operator: ## Measure the operator beside Kubernetes' own controllers (ARGS='--deployments=40'); docs/benchmarks.md shows the last result
 	cargo build --locked --release --package llava-operator
 	cargo build --locked --package tests --bins
-	cargo run --quiet --locked --package tests --bin bench-operator -- --operator $(or $(CARGO_TARGET_DIR),target)/release/llava-operator
+	cargo run --quiet --locked --package tests --bin bench-operator -- --operator $(or $(CARGO_TARGET_DIR),target)/release/llava-operator $(ARGS)
 
 bench-job: images ## Measure the main job on a real node; docs/benchmarks/job.md shows the last result
 	cargo build --quiet --locked --package tests --bins

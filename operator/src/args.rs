@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value = "10s", value_name = "DURATION")]
     pub call_timeout: crds::duration::Duration,
 
-    /// Objects of one kind that are reconciled at once
+    /// Calls of the API server under way at once; more wait for their turn
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
     pub concurrency: u16,
 

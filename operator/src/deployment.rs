@@ -20,7 +20,6 @@ use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
-use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 
 use self::apply::Planned;
@@ -52,30 +51,30 @@ pub enum DeploymentError {
     Step(#[from] StepError),
 }
 
-/// Brings one deployment's workers to be, and tells how it goes.
+/// Brings one deployment's workers to be, and tells how it goes. Returns after how
+/// long to look again without an event.
 ///
 /// # Errors
 /// When it has to be tried again.
 pub async fn reconcile(
     deployment: Arc<LlavaDeployment>,
     context: &Context,
-) -> Result<Action, DeploymentError> {
+) -> Result<Option<Duration>, DeploymentError> {
     let key = Key::of(&*deployment);
     if deployment.metadata.deletion_timestamp.is_some() {
         context.forget(&key);
-        return Ok(Action::await_change());
+        return Ok(None);
     }
     if context.is_behind(&*deployment) || !observe::caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Action::requeue(WAIT));
+        return Ok(Some(WAIT));
     }
     let observed = observe::observe(deployment, context); // stores
     let checked = match check::check(&observed.deployment, &context.settings) {
         Ok(checked) => checked, // pure
         Err(refusal) => {
             let status = report::refused(&observed, &refusal);
-            let later = tell(&observed, &status, context).await?;
-            return Ok(later.map_or_else(Action::await_change, Action::requeue));
+            return Ok(tell(&observed, &status, context).await?);
         }
     };
     let goal = goal(&observed, &checked, context);
@@ -104,17 +103,14 @@ pub async fn reconcile(
     ); // pure
     let later = tell(&observed, &status, context).await?; // client
     match applied.error {
-        Some(error) if error.is_gone() => return Ok(Action::await_change()),
+        Some(error) if error.is_gone() => return Ok(None),
         Some(error) => return Err(error.into()),
         None => {}
     }
     let scaled = matches!(checked.wish, Wish::Auto(_)).then_some(scale::PERIOD);
     let waits = applied.wait.then_some(WAIT);
-    let soonest = [plan.again, deadline, later, scaled, waits]
-        .into_iter()
-        .flatten()
-        .min();
-    Ok(soonest.map_or_else(Action::await_change, Action::requeue))
+    let all = [plan.again, deadline, later, scaled, waits];
+    Ok(all.into_iter().flatten().min())
 }
 
 /// What is wished for now.
@@ -198,12 +194,15 @@ fn children(
     let mut leases: Vec<String> = existing.chain(plan.create.iter().map(name)).collect();
     leases.sort_unstable();
     leases.dedup();
-    let account = checked
-        .template
-        .pod
-        .service_account_name
-        .as_deref()
-        .unwrap_or_default();
+    let answers = observed.workers.iter().any(|(_, member)| member.available);
+    let templates = observed
+        .workers
+        .iter()
+        .map(|(worker, _)| &worker.spec.template);
+    let accounts = templates
+        .chain([&checked.template])
+        .filter_map(|template| template.pod.service_account_name.as_deref())
+        .collect();
     Planned {
         account: checked.own_account.then(|| {
             Step::towards(
@@ -218,20 +217,30 @@ fn children(
             &uid,
         ),
         binding: Step::towards(
-            child::binding::binding(deployment, account),
+            child::binding::binding(deployment, &accounts),
             found.binding.as_deref(),
             &uid,
         ),
-        service: Step::towards(
-            child::service::service(deployment),
-            found.service.as_deref(),
-            &uid,
-        ),
-        budget: Step::towards(
-            child::budget::budget(deployment, goal.replicas, goal.unavailable),
-            found.budget.as_deref(),
-            &uid,
-        ),
+        // Every change of a worker makes Kubernetes write the Endpoints of its Service and
+        // the status of its budget anew, so neither is there before it has a use.
+        service: if found.service.is_some() || observed.addressed {
+            Step::towards(
+                child::service::service(deployment),
+                found.service.as_deref(),
+                &uid,
+            )
+        } else {
+            Step::Keep
+        },
+        budget: if found.budget.is_some() || answers {
+            Step::towards(
+                child::budget::budget(deployment, goal.replicas, goal.unavailable),
+                found.budget.as_deref(),
+                &uid,
+            )
+        } else {
+            Step::Keep
+        },
         policy: match rules {
             Some(rules) => Step::towards(
                 child::policy::policy(deployment, rules),
@@ -313,15 +322,14 @@ async fn tell(
     let before = deployment.status.as_ref();
     let now = observed.now.monotonic;
     let change = news::change(before, status);
-    match context.paces.judge(&uid, change, now) {
+    let busy = context.effects.are_busy();
+    match context.paces.judge(&uid, change, busy, now) {
         Verdict::Same => Ok(None),
         Verdict::Later(wait) => Ok(Some(wait)),
         Verdict::Write => {
-            let wrote = context
-                .effects
-                .report::<LlavaDeployment, _>(&observed.key, &uid, status)
-                .await;
-            match wrote {
+            let mut told = LlavaDeployment::clone(deployment);
+            told.status = Some(status.clone());
+            match context.effects.report(&told).await {
                 Ok(written) => context.wrote_status(&written, now),
                 Err(error) if error.is_gone() || error.is_conflict() => return Ok(None),
                 Err(error) => return Err(error),

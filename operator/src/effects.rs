@@ -1,9 +1,10 @@
-//! Everything that the operator writes goes through here: under a timeout,
-//! only while the claim to lead holds, counted by verb and kind.
+//! Everything that the operator writes goes through here: when it is its turn,
+//! under a timeout, only while the claim to lead holds, counted by verb and kind.
 
 use std::cell::Cell;
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crds::name::FIELD_MANAGER;
@@ -16,11 +17,12 @@ use kube::runtime::events::{Event, Recorder, Reporter};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use crate::key::Key;
 use crate::leader::Claim;
 use crate::metrics::{Metrics, Verb};
+use crate::settings::Settings;
+use crate::turns::Turns;
 
 tokio::task_local! {
     /// The first write of the reconciliation that runs is still to come: of which
@@ -43,6 +45,7 @@ pub async fn answering<T>(
 pub struct Effects {
     client: Client,
     claim: Claim,
+    turns: Arc<Turns>,
     timeout: Duration,
     recorder: Recorder,
     metrics: Metrics,
@@ -129,12 +132,12 @@ impl<K> Object for K where
 }
 
 impl Effects {
-    /// Writes as `reporter` as long as `claim` holds.
+    /// Writes as long as `claim` holds; Events name `instance`.
     #[must_use]
     pub fn new(
         client: Client,
         claim: Claim,
-        timeout: Duration,
+        settings: &Settings,
         instance: Option<String>,
         metrics: Metrics,
     ) -> Self {
@@ -146,9 +149,16 @@ impl Effects {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             claim,
-            timeout,
+            turns: Arc::new(Turns::new(settings.concurrency)),
+            timeout: settings.call_timeout,
             metrics,
         }
+    }
+
+    /// Whether so much has to be written that what can wait should.
+    #[must_use]
+    pub fn are_busy(&self) -> bool {
+        self.turns.are_short()
     }
 
     /// Creates an object that must not exist yet.
@@ -156,10 +166,7 @@ impl Effects {
     /// # Errors
     /// When the API server refuses it, does not answer, or we no longer lead.
     pub async fn create<K: Object>(&self, object: &K) -> Result<K, EffectError> {
-        let key = Key::new(
-            object.meta().namespace.clone().unwrap_or_default(),
-            object.meta().name.clone().unwrap_or_default(),
-        );
+        let key = Key::of(object);
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
@@ -185,31 +192,22 @@ impl Effects {
             .await
     }
 
-    /// Writes a status. `uid` keeps it from a successor of the same name.
+    /// Writes the status of an object that has it already. Whoever computed it
+    /// knew this version of the object: if there is a newer one, or a successor of
+    /// the same name, nothing is written and the error is a conflict. An update
+    /// costs the API server half of what an apply does, and a status has one writer.
     ///
     /// # Errors
     /// When the API server refuses it, does not answer, or we no longer lead.
-    pub async fn report<K: Object, S: Serialize>(
-        &self,
-        key: &Key,
-        uid: &str,
-        status: &S,
-    ) -> Result<K, EffectError> {
-        let api = self.api::<K>(key);
-        let object = json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
-            "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(&object);
-        self.write::<K, _>(
-            Verb::Status,
-            key,
-            api.patch_status(&key.name, &params, &patch),
-        )
-        .await
+    pub async fn report<K: Object>(&self, object: &K) -> Result<K, EffectError> {
+        let key = Key::of(object);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let api = self.api::<K>(&key);
+        let call = api.replace_status(&key.name, &params, object);
+        self.write::<K, _>(Verb::Status, &key, call).await
     }
 
     /// Deletes this very object. `foreground` keeps it visible until what it
@@ -247,7 +245,7 @@ impl Effects {
     /// When the API server refuses or does not answer.
     pub async fn get<K: Object>(&self, key: &Key) -> Result<Option<K>, EffectError> {
         let api = self.api::<K>(key);
-        self.within("get", K::kind(&()).into(), key, api.get_opt(&key.name))
+        self.read("get", K::kind(&()).into(), key, api.get_opt(&key.name))
             .await
     }
 
@@ -264,7 +262,7 @@ impl Effects {
     {
         let api = Api::<K>::all(self.client.clone());
         let key = Key::new("", name);
-        self.within("get", K::kind(&()).into(), &key, api.get_opt(name))
+        self.read("get", K::kind(&()).into(), &key, api.get_opt(name))
             .await
     }
 
@@ -279,12 +277,13 @@ impl Effects {
     ) -> Result<ObjectList<K>, EffectError> {
         let key = Key::new(namespace, "");
         let api = self.api::<K>(&key);
-        self.within("list", K::kind(&()).into(), &key, api.list(params))
+        self.read("list", K::kind(&()).into(), &key, api.list(params))
             .await
     }
 
     /// Tells people. Events are a courtesy: a failure is logged and no more.
     pub async fn tell<K: Object>(&self, about: &K, event: Event) {
+        let _turn = self.turns.take(false).await;
         if !self.claim.holds(shell::clock::now()) {
             return;
         }
@@ -304,6 +303,8 @@ impl Effects {
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
         let kind = K::kind(&());
+        let first = ASKED.try_with(|asked| asked.get().is_some());
+        let _turn = self.turns.take(first.unwrap_or(false)).await;
         if !self.claim.holds(shell::clock::now()) {
             return Err(EffectError {
                 verb: verb.as_str(),
@@ -331,6 +332,17 @@ impl Effects {
             }
         }
         done
+    }
+
+    async fn read<T>(
+        &self,
+        verb: &'static str,
+        kind: String,
+        key: &Key,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, EffectError> {
+        let _turn = self.turns.take(false).await;
+        self.within(verb, kind, key, call).await
     }
 
     async fn within<T>(

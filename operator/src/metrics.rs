@@ -16,7 +16,7 @@ pub enum Verb {
     Create,
     /// Server-side apply.
     Apply,
-    /// Server-side apply of a status.
+    /// Update of a status.
     Status,
     /// DELETE.
     Delete,

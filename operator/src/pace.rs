@@ -1,7 +1,8 @@
 //! When a changed status is worth a write. What people wait for is written at
 //! once. What passes by itself while a worker comes up gathers for a moment, and
 //! load figures for longer: five workers that start within that moment cost one
-//! write of their deployment instead of fifteen.
+//! write of their deployment instead of fifteen. While so much has to be written
+//! that calls wait for their turn, what passes gives way for longer.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How long a change that passes by itself waits for the next one.
 pub const SETTLE: Duration = Duration::from_secs(1);
+/// The same while calls wait for their turn.
+pub const YIELD: Duration = Duration::from_secs(5);
 /// How often load figures alone are worth a write.
 pub const LOAD_PERIOD: Duration = Duration::from_secs(10);
 
@@ -51,8 +54,8 @@ pub struct Paces {
 }
 
 impl Paces {
-    /// Whether a status that differs so much is written now.
-    pub fn judge(&self, uid: &str, change: Change, now: Instant) -> Verdict {
+    /// Whether a status that differs so much is written now; `busy` says that calls wait.
+    pub fn judge(&self, uid: &str, change: Change, busy: bool, now: Instant) -> Verdict {
         let mut all = self.lock();
         if change == Change::None {
             if let Some(pace) = all.get_mut(uid) {
@@ -64,6 +67,8 @@ impl Paces {
         let outdated = *pace.outdated.get_or_insert(now);
         let rest = match change {
             Change::None | Change::News => Duration::ZERO,
+            // It is looked at again before that: the rush may be over.
+            Change::Passing if busy => rest(YIELD, outdated, now).min(SETTLE),
             Change::Passing => rest(SETTLE, outdated, now),
             Change::Load => pace
                 .written
@@ -109,29 +114,50 @@ mod tests {
         let paces = Paces::default();
         let start = shell::clock::now();
         assert_eq!(
-            paces.judge("a", Change::Passing, start),
+            paces.judge("a", Change::Passing, false, start),
             Verdict::Later(SETTLE)
         );
         let soon = start + SETTLE / 4;
         assert_eq!(
-            paces.judge("a", Change::Passing, soon),
+            paces.judge("a", Change::Passing, false, soon),
             Verdict::Later(SETTLE * 3 / 4),
             "further steps do not put it off"
         );
-        assert_eq!(paces.judge("a", Change::News, soon), Verdict::Write);
+        assert_eq!(paces.judge("a", Change::News, false, soon), Verdict::Write);
         let late = start + SETTLE;
-        assert_eq!(paces.judge("a", Change::Passing, late), Verdict::Write);
+        assert_eq!(
+            paces.judge("a", Change::Passing, false, late),
+            Verdict::Write
+        );
+    }
+
+    #[test]
+    fn what_passes_gives_way_while_calls_wait_but_not_for_ever() {
+        let paces = Paces::default();
+        let start = shell::clock::now();
+        let later = Verdict::Later(SETTLE);
+        assert_eq!(paces.judge("a", Change::Passing, true, start), later);
+        let soon = start + 2 * SETTLE;
+        assert_eq!(paces.judge("a", Change::Passing, true, soon), later);
+        assert_eq!(paces.judge("b", Change::News, true, soon), Verdict::Write);
+        let late = start + YIELD;
+        assert_eq!(
+            paces.judge("a", Change::Passing, true, late),
+            Verdict::Write
+        );
+        let calm = paces.judge("a", Change::Passing, false, soon);
+        assert_eq!(calm, Verdict::Write);
     }
 
     #[test]
     fn a_change_that_is_taken_back_in_time_was_none() {
         let paces = Paces::default();
         let start = shell::clock::now();
-        paces.judge("a", Change::Passing, start);
-        assert_eq!(paces.judge("a", Change::None, start), Verdict::Same);
+        paces.judge("a", Change::Passing, false, start);
+        assert_eq!(paces.judge("a", Change::None, false, start), Verdict::Same);
         let late = start + 2 * SETTLE;
         assert_eq!(
-            paces.judge("a", Change::Passing, late),
+            paces.judge("a", Change::Passing, false, late),
             Verdict::Later(SETTLE)
         );
     }
@@ -140,14 +166,14 @@ mod tests {
     fn load_alone_is_written_now_and_then() {
         let paces = Paces::default();
         let start = shell::clock::now();
-        assert_eq!(paces.judge("a", Change::Load, start), Verdict::Write);
+        assert_eq!(paces.judge("a", Change::Load, false, start), Verdict::Write);
         paces.wrote("a", start);
         let later = start + Duration::from_secs(4);
         assert_eq!(
-            paces.judge("a", Change::Load, later),
+            paces.judge("a", Change::Load, false, later),
             Verdict::Later(Duration::from_secs(6))
         );
-        assert_eq!(paces.judge("a", Change::News, later), Verdict::Write);
+        assert_eq!(paces.judge("a", Change::News, false, later), Verdict::Write);
     }
 
     #[test]

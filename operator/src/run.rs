@@ -2,31 +2,24 @@
 
 use std::fmt;
 use std::future::Future;
-use std::hash::Hash;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::select_all;
-use futures::stream::StreamExt;
 use kube::Client;
-use kube::runtime::controller::{self, Action, applier};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Resource, ResourceExt};
+use kube::runtime::reflector::ObjectRef;
 use shell::readiness::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::drive::drive;
 use crate::effects::{Effects, answering};
 use crate::key::Key;
 use crate::leader::{Claim, Election};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::world::{Deployment, Queue, Worker, World};
+use crate::world::{Worker, World};
 use crate::{deployment, worker};
-
-/// How long events gather before one reconciliation answers them all.
-const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// Who stands for election, and where.
 #[derive(Clone, Debug)]
@@ -97,16 +90,9 @@ async fn lead(
     stop: CancellationToken,
 ) -> Result<(), RunError> {
     metrics.set_leading(true);
-    let effects = Effects::new(
-        client.clone(),
-        claim,
-        settings.call_timeout,
-        instance,
-        metrics.clone(),
-    );
+    let effects = Effects::new(client.clone(), claim, &settings, instance, metrics.clone());
     let (world, requests, watches) =
         World::watch(&client, &settings.scope, &settings.router_namespace);
-    let concurrency = settings.concurrency;
     let context = Arc::new(Context::new(
         world.clone(),
         effects,
@@ -116,20 +102,8 @@ async fn lead(
     let controllers = async {
         world.synced().await;
         tracing::info!("caches are complete");
-        let deployments = drive(
-            world.deployments.clone(),
-            requests.deployments,
-            concurrency,
-            context.clone(),
-            deployment_step,
-        );
-        let workers = drive(
-            world.workers.clone(),
-            requests.workers,
-            concurrency,
-            context.clone(),
-            worker_step,
-        );
+        let deployments = drive(requests.deployments, |key| deployment_step(key, &context));
+        let workers = drive(requests.workers, |key| worker_step(key, &context));
         tokio::join!(deployments, workers, count_phases(&world, &metrics));
     };
     let ended = tokio::select! {
@@ -141,111 +115,61 @@ async fn lead(
     ended
 }
 
-type Step = Pin<Box<dyn Future<Output = Result<Action, Failure>> + Send>>;
-
-/// A failed reconciliation; only its words are needed any more.
-#[derive(Debug)]
-struct Failure(String);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+/// Reconciles one LlavaDeployment; returns when to look at it again.
+async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
+    let world = &context.world;
+    let asked = world.deployment_queue().take_asked(&key);
+    let reference = ObjectRef::new(&key.name).within(&key.namespace);
+    let Some(object) = world.deployments.get(&reference) else {
+        context.forget(&key);
+        return None;
+    };
+    match &object.0 {
+        Ok(deployment) => {
+            let work = deployment::reconcile(Arc::new(deployment.clone()), context);
+            measured(work, deployment::KIND, key, asked, context).await
+        }
+        Err(invalid) => {
+            tracing::warn!(error = invalid.error, %key, "LlavaDeployment cannot be read");
+            None
+        }
     }
 }
 
-impl std::error::Error for Failure {}
-
-/// Reconciles what is asked for, one object at a time each, for ever.
-async fn drive<K>(
-    store: Store<K>,
-    requests: futures::channel::mpsc::UnboundedReceiver<ObjectRef<K>>,
-    concurrency: u16,
-    context: Arc<Context>,
-    step: fn(Arc<K>, Arc<Context>) -> Step,
-) where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-    K::DynamicType: Hash + Eq,
-{
-    let config = controller::Config::default()
-        .concurrency(concurrency)
-        .debounce(DEBOUNCE);
-    let queue = requests.map(Ok::<_, std::convert::Infallible>);
-    applier(step, retry, context, store, queue, config)
-        .for_each(|outcome| async {
-            if let Err(controller::Error::ReconcilerFailed(error, object)) = outcome {
-                tracing::warn!(%error, %object, "will be tried again");
-            }
-        })
-        .await;
+/// Reconciles one LlavaWorker; returns when to look at it again.
+async fn worker_step(key: Key, context: &Context) -> Option<Duration> {
+    let world = &context.world;
+    let asked = world.worker_queue().take_asked(&key);
+    let reference = ObjectRef::new(&key.name).within(&key.namespace);
+    let object = world.workers.get(&reference)?;
+    let readable = worker::readable(&object)?;
+    let work = worker::reconcile(readable, context);
+    measured(work, worker::KIND, key, asked, context).await
 }
 
-/// When a failed reconciliation is tried again.
-#[expect(clippy::needless_pass_by_value, reason = "the applier passes them so")]
-fn retry<K: Resource<DynamicType = ()>>(
-    object: Arc<K>,
-    _: &Failure,
-    context: Arc<Context>,
-) -> Action {
-    let kind = if K::kind(&()) == deployment::KIND {
-        deployment::KIND
-    } else {
-        worker::KIND
-    };
-    let key = Key::new(object.namespace().unwrap_or_default(), object.name_any());
-    let delay = context.retries.failed(&(kind, key), shell::clock::now());
-    Action::requeue(delay)
-}
-
-fn deployment_step(object: Arc<Deployment>, context: Arc<Context>) -> Step {
-    Box::pin(async move {
-        let key = Key::of(&*object);
-        let queue = context.world.deployment_queue();
-        let readable = match &object.0 {
-            Ok(deployment) => Arc::new(deployment.clone()),
-            Err(invalid) => {
-                tracing::warn!(error = invalid.error, %key, "LlavaDeployment cannot be read");
-                queue.take_asked(&key);
-                return Ok(Action::await_change());
-            }
-        };
-        let work = deployment::reconcile(readable, &context);
-        measured(work, deployment::KIND, key, queue, &context).await
-    })
-}
-
-fn worker_step(object: Arc<Worker>, context: Arc<Context>) -> Step {
-    Box::pin(async move {
-        let key = Key::of(&*object);
-        let queue = context.world.worker_queue();
-        let Some(readable) = worker::readable(&object) else {
-            queue.take_asked(&key);
-            return Ok(Action::await_change());
-        };
-        let work = worker::reconcile(readable, &context);
-        measured(work, worker::KIND, key, queue, &context).await
-    })
-}
-
-/// Counts and times one reconciliation.
-async fn measured<K, E>(
-    work: impl Future<Output = Result<Action, E>>,
+/// Counts and times one reconciliation. One that failed is tried again.
+async fn measured<E: fmt::Display>(
+    work: impl Future<Output = Result<Option<Duration>, E>>,
     kind: &'static str,
     key: Key,
-    queue: &Queue<K>,
+    asked: Option<Instant>,
     context: &Context,
-) -> Result<Action, Failure>
-where
-    K: Resource<DynamicType = ()> + 'static,
-    E: fmt::Display,
-{
+) -> Option<Duration> {
     let start = shell::clock::now();
-    let done = answering(kind, queue.take_asked(&key), work).await;
-    let took = shell::clock::now().saturating_duration_since(start);
+    let done = answering(kind, asked, work).await;
+    let now = shell::clock::now();
+    let took = now.saturating_duration_since(start);
     context.metrics.reconciled(kind, took, done.is_err());
-    if done.is_ok() {
-        context.retries.forget(&(kind, key));
+    match done {
+        Ok(again) => {
+            context.retries.forget(&(kind, key));
+            again
+        }
+        Err(error) => {
+            tracing::warn!(%error, kind, %key, "will be tried again");
+            Some(context.retries.failed(&(kind, key), now))
+        }
     }
-    done.map_err(|error| Failure(error.to_string()))
 }
 
 /// Keeps the gauge of workers by phase.

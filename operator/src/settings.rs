@@ -25,6 +25,6 @@ pub struct Settings {
     pub surge_patience: Duration,
     /// How long one call of the API server may take.
     pub call_timeout: Duration,
-    /// Reconciliations of one kind at once.
+    /// Calls of the API server at once.
     pub concurrency: u16,
 }

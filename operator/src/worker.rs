@@ -17,7 +17,6 @@ use std::time::Duration;
 use crds::LlavaWorker;
 use crds::name::{FIELD_MANAGER, WORKER, label};
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -55,19 +54,23 @@ pub enum WorkerError {
     Plan(#[from] plan::PlanError),
 }
 
-/// Brings one worker's Pod and Lease to be, and tells how it goes.
+/// Brings one worker's Pod and Lease to be, and tells how it goes. Returns after
+/// how long to look again without an event.
 ///
 /// # Errors
 /// When it has to be tried again.
-pub async fn reconcile(worker: Arc<LlavaWorker>, context: &Context) -> Result<Action, WorkerError> {
+pub async fn reconcile(
+    worker: Arc<LlavaWorker>,
+    context: &Context,
+) -> Result<Option<Duration>, WorkerError> {
     let key = Key::of(&*worker);
     if context.is_behind(&*worker) || !caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Action::requeue(WAIT));
+        return Ok(Some(WAIT));
     }
     let observed = observe::observe(worker, &context.world, &context.effects).await?; // client
     if observed.life == Life::Unseen {
-        return Ok(Action::requeue(WAIT));
+        return Ok(Some(WAIT));
     }
     let planned = plan::plan(&observed)?; // pure
     let applied = apply::apply(planned, &observed.worker, &context.world, &context.effects).await; // client
@@ -76,9 +79,9 @@ pub async fn reconcile(worker: Arc<LlavaWorker>, context: &Context) -> Result<Ac
     let next = tell(&observed, &status, &now, context).await?; // client
     match applied.error {
         // A namespace that is being deleted takes everything with it.
-        Some(error) if error.is_gone() => Ok(Action::await_change()),
+        Some(error) if error.is_gone() => Ok(None),
         Some(error) => Err(error.into()),
-        None if applied.wait => Ok(Action::requeue(WAIT)),
+        None if applied.wait => Ok(Some(WAIT)),
         None => Ok(next),
     }
 }
@@ -89,24 +92,22 @@ async fn tell(
     status: &crds::LlavaWorkerStatus,
     now: &Now,
     context: &Context,
-) -> Result<Action, EffectError> {
+) -> Result<Option<Duration>, EffectError> {
     let worker = &observed.worker;
     let uid = worker.uid().unwrap_or_default();
     let before = worker.status.as_ref();
     let change = news::change(before, status);
-    match context.paces.judge(&uid, change, now.monotonic) {
-        Verdict::Later(wait) => return Ok(Action::requeue(wait)),
+    let busy = context.effects.are_busy();
+    match context.paces.judge(&uid, change, busy, now.monotonic) {
+        Verdict::Later(wait) => return Ok(Some(wait)),
         Verdict::Same => {}
         Verdict::Write => {
-            let wrote = context
-                .effects
-                .report::<LlavaWorker, _>(&observed.key, &uid, status)
-                .await;
-            match wrote {
+            let mut told = LlavaWorker::clone(worker);
+            told.status = Some(status.clone());
+            match context.effects.report(&told).await {
                 Ok(written) => context.wrote_status(&written, now.monotonic),
-                Err(error) if error.is_gone() || error.is_conflict() => {
-                    return Ok(Action::await_change());
-                }
+                // A newer version has its own event.
+                Err(error) if error.is_gone() || error.is_conflict() => return Ok(None),
                 Err(error) => return Err(error),
             }
             if let Some(event) = news::event(before, status) {
@@ -115,11 +116,7 @@ async fn tell(
         }
     }
     let pending = status.phase == crds::worker::Phase::Pending && observed.life == Life::Live;
-    Ok(if pending {
-        Action::requeue(PENDING_PERIOD)
-    } else {
-        Action::await_change()
-    })
+    Ok(pending.then_some(PENDING_PERIOD))
 }
 
 /// Whether the cache shows our own last writes for this worker.

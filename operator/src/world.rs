@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::demand::Demands;
+use crate::drive::Ask;
 use crate::expectations::Expectations;
 use crate::heartbeat::{Change, Heartbeats};
 use crate::key::Key;
@@ -75,34 +75,35 @@ pub struct World {
     pub worker_writes: Expectations,
     /// Writes of the worker controller.
     pub pod_writes: Expectations,
-    deployment_queue: Queue<Deployment>,
-    worker_queue: Queue<Worker>,
+    deployment_queue: Queue,
+    worker_queue: Queue,
 }
+
+/// How long the events of an object gather before one reconciliation answers them.
+const OWN: Duration = Duration::from_millis(20);
+/// The same for a deployment's workers and other children: they come in flocks.
+const CHILDREN: Duration = Duration::from_millis(100);
 
 /// Where events ask for reconciliations, and since when one is asked for.
 #[derive(Debug)]
-pub struct Queue<K: Resource + 'static>
-where
-    K::DynamicType: Hash + Eq,
-{
-    sender: mpsc::UnboundedSender<ObjectRef<K>>,
+pub struct Queue {
+    sender: mpsc::UnboundedSender<Ask>,
     asked: Mutex<HashMap<Key, Instant>>,
 }
 
-impl<K: Resource<DynamicType = ()>> Queue<K> {
-    fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<K>>) {
+impl Queue {
+    fn new() -> (Self, mpsc::UnboundedReceiver<Ask>) {
         let (sender, receiver) = mpsc::unbounded();
         let asked = Mutex::default();
         (Self { sender, asked }, receiver)
     }
 
-    fn push(&self, key: &Key) {
+    fn push(&self, key: &Key, gather: Duration) {
         let now = shell::clock::now();
         lock(&self.asked).entry(key.clone()).or_insert(now);
+        let key = key.clone();
         // The other end goes only when the controller does.
-        let _ = self
-            .sender
-            .unbounded_send(ObjectRef::new(&key.name).within(&key.namespace));
+        let _ = self.sender.unbounded_send(Ask { key, gather });
     }
 
     /// When the first event came that the reconciliation now starting answers.
@@ -115,9 +116,9 @@ impl<K: Resource<DynamicType = ()>> Queue<K> {
 #[derive(Debug)]
 pub struct Requests {
     /// For the deployment controller.
-    pub deployments: mpsc::UnboundedReceiver<ObjectRef<Deployment>>,
+    pub deployments: mpsc::UnboundedReceiver<Ask>,
     /// For the worker controller.
-    pub workers: mpsc::UnboundedReceiver<ObjectRef<Worker>>,
+    pub workers: mpsc::UnboundedReceiver<Ask>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -273,12 +274,12 @@ impl World {
     }
 
     /// Reconciliations of LlavaDeployments.
-    pub fn deployment_queue(&self) -> &Queue<Deployment> {
+    pub fn deployment_queue(&self) -> &Queue {
         &self.deployment_queue
     }
 
     /// Reconciliations of LlavaWorkers.
-    pub fn worker_queue(&self) -> &Queue<Worker> {
+    pub fn worker_queue(&self) -> &Queue {
         &self.worker_queue
     }
 
@@ -308,7 +309,7 @@ impl World {
         if gone {
             self.worker_writes.forget(&key);
         }
-        self.deployment_queue.push(&key);
+        self.deployment_queue.push(&key, OWN);
     }
 
     fn saw_worker(&self, worker: &Worker, gone: bool) {
@@ -318,7 +319,7 @@ impl World {
             let uid = worker.uid().unwrap_or_default();
             let ending = gone || worker.metadata.deletion_timestamp.is_some();
             self.worker_writes.saw(&parent, &uid, ending);
-            self.deployment_queue.push(&parent);
+            self.deployment_queue.push(&parent, CHILDREN);
         }
         if gone {
             self.pod_writes.forget(&key);
@@ -326,7 +327,7 @@ impl World {
         } else {
             lock(&self.worker_names).apply(key.clone());
         }
-        self.worker_queue.push(&key);
+        self.worker_queue.push(&key, OWN);
     }
 
     fn saw_pod(&self, pod: &Pod, gone: bool) {
@@ -341,9 +342,9 @@ impl World {
             .saw(&key, &pod.uid().unwrap_or_default(), ending);
         if let Some(deployment) = pod.labels().get(label::DEPLOYMENT) {
             self.deployment_queue
-                .push(&Key::new(&key.namespace, deployment));
+                .push(&Key::new(&key.namespace, deployment), CHILDREN);
         }
-        self.worker_queue.push(&key);
+        self.worker_queue.push(&key, OWN);
     }
 
     fn saw_lease(&self, lease: &Lease, gone: bool) {
@@ -358,10 +359,10 @@ impl World {
             }
         };
         if changed {
-            self.worker_queue.push(&key);
+            self.worker_queue.push(&key, OWN);
             if let Some(deployment) = lease.labels().get(label::DEPLOYMENT) {
                 self.deployment_queue
-                    .push(&Key::new(&key.namespace, deployment));
+                    .push(&Key::new(&key.namespace, deployment), CHILDREN);
             }
         }
     }
@@ -377,13 +378,14 @@ impl World {
         };
         changed
             .iter()
-            .for_each(|deployment| self.deployment_queue.push(deployment));
+            .for_each(|deployment| self.deployment_queue.push(deployment, OWN));
     }
 
     fn saw_child<K: Resource<DynamicType = ()>>(&self, child: &K, _gone: bool) {
         if let Some(deployment) = child.labels().get(label::DEPLOYMENT) {
             let namespace = child.namespace().unwrap_or_default();
-            self.deployment_queue.push(&Key::new(namespace, deployment));
+            self.deployment_queue
+                .push(&Key::new(namespace, deployment), CHILDREN);
         }
     }
 
@@ -394,10 +396,10 @@ impl World {
         let pods = self.pods.state();
         lock(&self.pod_names).reset(pods.iter().map(|pod| Key::of(&**pod)));
         for deployment in self.deployments.state() {
-            self.deployment_queue.push(&Key::of(&*deployment));
+            self.deployment_queue.push(&Key::of(&*deployment), OWN);
         }
         for worker in self.workers.state() {
-            self.worker_queue.push(&Key::of(&*worker));
+            self.worker_queue.push(&Key::of(&*worker), OWN);
         }
         let leases = &self.leases;
         self.heartbeats().retain(|key| {
@@ -467,7 +469,7 @@ async fn sweep(world: Arc<World>) {
         ticks.tick().await;
         let turned = world.heartbeats().sweep(shell::clock::now());
         for key in turned {
-            world.worker_queue.push(&key);
+            world.worker_queue.push(&key, OWN);
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Who decides how many workers there are: a person, an autoscaler of Kubernetes
 //! through the scale subresource, or the operator by the queues it is told of.
 
+use std::time::Duration;
+
 use crds::LlavaDeployment;
 use crds::name::{ROUTER, annotation, label};
 use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::autoscaling::v2::{
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -12,7 +17,10 @@ use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
 use protocol::load::{Demand, RouterReport};
 use serde_json::json;
+use tests::cluster::wait_for;
 use tests::operator::Scene;
+
+const SOON: Duration = Duration::from_secs(40);
 
 async fn demand(scene: &Scene, second: i64, in_flight: u32, waiting: u32) -> anyhow::Result<()> {
     let mut report = RouterReport::default();
@@ -110,6 +118,53 @@ async fn the_scale_subresource_is_obeyed_and_its_selector_finds_the_pods() -> an
     ] {
         assert!(table.contains(column), "{table}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_horizontal_pod_autoscaler_moves_the_number_and_the_operator_leaves_it()
+-> anyhow::Result<()> {
+    let scene = Scene::start(2).await?;
+    scene.serve("llava", json!({"replicas": 1})).await?;
+    // Outside its bounds an autoscaler acts without any figure, and a plain cluster has none.
+    let autoscaler = |least: i32, most: i32| {
+        json!({
+            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "llava", "namespace": "default"},
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "llava.dev/v1alpha1", "kind": "LlavaDeployment", "name": "llava"},
+                "minReplicas": least, "maxReplicas": most,
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+            },
+        })
+    };
+    for (least, most, count) in [(3, 5, 3), (1, 2, 2)] {
+        let wish = autoscaler(least, most).to_string();
+        scene.cluster.apply(&wish).await?;
+        let obeyed = |status: &crds::LlavaDeploymentStatus| {
+            status.desired_replicas == count
+                && status.replicas == count
+                && status.available_replicas == count
+        };
+        scene.wait("llava", obeyed).await?;
+    }
+    let autoscalers: Api<HorizontalPodAutoscaler> = scene.api();
+    let able = async || {
+        let status = autoscalers.get("llava").await.ok()?.status?;
+        let able = |one: &HorizontalPodAutoscalerCondition| {
+            one.type_ == "AbleToScale" && one.status == "True"
+        };
+        let found = status.conditions?.iter().any(able);
+        (found && status.current_replicas == Some(2)).then_some(())
+    };
+    wait_for("the autoscaler to see what it did", SOON, able).await?;
+    let deployment = scene.api::<LlavaDeployment>().get("llava").await?;
+    assert_eq!(deployment.spec.replicas, Some(2));
+    let writes = scene.operator.faults.writes();
+    let own = writes
+        .iter()
+        .find(|call| call.path.ends_with("/llavadeployments/llava"));
+    assert_eq!(own, None, "the operator never writes a spec");
     Ok(())
 }
 

@@ -12,6 +12,8 @@ use tests::cluster::wait_for;
 use tests::operator::Scene;
 
 const SOON: Duration = Duration::from_secs(20);
+/// From a node's word to the deployment's.
+const TRUTH: Duration = Duration::from_secs(2);
 
 /// A deployment that never comes up, and what has to be said of it.
 struct Trouble {
@@ -133,5 +135,52 @@ async fn a_missing_secret_is_named_by_worker_and_deployment() -> anyhow::Result<
     let missing =
         |status: &LlavaDeploymentStatus| says(status, "SecretMissing", "secret \"hub\" not found");
     scene.wait("llava", missing).await?;
+    Ok(())
+}
+
+/// What a node says of a worker's container, and the reason that follows.
+fn node_words() -> Vec<(Value, &'static str)> {
+    let waiting = |word: &str, said: &str| json!({"waiting": {"reason": word, "message": said}});
+    let ended = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+    vec![
+        (
+            waiting("CreateContainerConfigError", "secret \"hub\" not found"),
+            "SecretMissing",
+        ),
+        (ended, "OOMKilled"),
+        (
+            waiting("ErrImagePull", "no such host registry.example"),
+            "ErrImagePull",
+        ),
+        (
+            waiting("CreateContainerError", "no space left on device"),
+            "CreateContainerError",
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cause_reaches_the_deployment_within_two_seconds_of_the_nodes_word() -> anyhow::Result<()>
+{
+    let scene = Scene::start(1).await?;
+    let spec = json!({"annotations": {"fake.llava.dev/fault": "image-pull-error"}, "replicas": 1});
+    scene.create("llava", spec).await?;
+    let pulling = |status: &LlavaDeploymentStatus| says(status, "ImagePullBackOff", "");
+    scene.wait("llava", pulling).await?;
+    let pod = scene.pods("llava").await?.remove(0).name_any();
+    let pods: Api<Pod> = scene.api();
+    for (state, reason) in node_words() {
+        let status = json!({"status": {"containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 1, "state": state,
+        }]}});
+        let patch = Patch::Merge(status);
+        pods.patch_status(&pod, &PatchParams::default(), &patch)
+            .await?;
+        let begin = shell::clock::now();
+        let told = |status: &LlavaDeploymentStatus| says(status, reason, "");
+        scene.wait("llava", told).await?;
+        let took = shell::clock::now().saturating_duration_since(begin);
+        assert!(took < TRUTH, "{reason} after {took:?}");
+    }
     Ok(())
 }

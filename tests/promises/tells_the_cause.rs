@@ -9,7 +9,7 @@ use tests::cluster::wait_for;
 use tests::install::{Installed, llava_shapes};
 
 /// From the API server's answer to the true cause in the status.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_wrong_path_a_missing_claim_and_a_missing_image_show_their_cause_and_heal()

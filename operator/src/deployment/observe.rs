@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crds::name::child_name;
 use crds::{LlavaDeployment, LlavaWorker};
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
@@ -23,7 +23,6 @@ use crate::now::Now;
 use crate::revision;
 use crate::worker::diagnose;
 use crate::worker::life::{self, Life};
-use crate::world::World;
 
 /// One deployment and its surroundings at one instant.
 #[derive(Clone, Debug)]
@@ -34,6 +33,8 @@ pub struct Observed {
     pub key: Key,
     /// Its workers, as objects and as the planner sees them.
     pub workers: Vec<(Arc<LlavaWorker>, Member)>,
+    /// Whether a worker's Pod has an address.
+    pub addressed: bool,
     /// Requests that wait at workers.
     pub waiting: usize,
     /// Requests that run at workers.
@@ -75,6 +76,7 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     let uid = deployment.uid().unwrap_or_default();
     let world = &context.world;
     let mut workers = Vec::new();
+    let mut addressed = false;
     let (mut waiting, mut running) = (0, 0);
     for worker in world.workers_of(&key) {
         let Ok(worker) = &worker.0 else { continue };
@@ -85,7 +87,10 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
         if !ours {
             continue;
         }
-        let (member, load) = member(worker, world, context, &key, &now);
+        let name = ObjectRef::new(&worker.name_any()).within(&key.namespace);
+        let pod = world.pods.get(&name);
+        addressed |= pod.as_deref().is_some_and(has_address);
+        let (member, load) = member(worker, pod.as_deref(), context, &key, &now);
         waiting += load.0;
         running += load.1;
         workers.push((Arc::new(worker.clone()), member));
@@ -115,6 +120,7 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     };
     let taken = world.pod_names_of(&key);
     Observed {
+        addressed,
         waiting,
         running,
         demand: world.demands().of(&key, now.monotonic),
@@ -128,22 +134,24 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     }
 }
 
+fn has_address(pod: &Pod) -> bool {
+    pod.status
+        .as_ref()
+        .is_some_and(|status| status.pod_ip.is_some())
+}
+
 /// A worker as the planner sees it, with its waiting and running requests.
 fn member(
     worker: &LlavaWorker,
-    world: &World,
+    pod: Option<&Pod>,
     context: &Context,
     deployment: &Key,
     now: &Now,
 ) -> (Member, (usize, usize)) {
     let key = Key::of(worker);
     let uid = worker.uid().unwrap_or_default();
-    let pod = world
-        .pods
-        .get(&ObjectRef::new(&key.name).within(&key.namespace));
-    let pod = pod.as_deref();
     let pod_uid = pod.and_then(ResourceExt::uid).unwrap_or_default();
-    let beat = world.heartbeats().get(&key, &pod_uid).cloned();
+    let beat = context.world.heartbeats().get(&key, &pod_uid).cloned();
     let report = beat
         .as_ref()
         .and_then(|beat| beat.report.clone())

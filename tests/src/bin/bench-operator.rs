@@ -124,6 +124,13 @@ async fn main() -> anyhow::Result<()> {
     }
     let sum = writes(&text);
     println!("| all | {sum} | {:.2} |", ratio(sum, total));
+    println!("\n| reconciliations until then | number | per worker |\n|---|---|---|");
+    for (kind, count) in samples(&text, "llava_operator_reconciles_total{", &["kind"]) {
+        println!("| {kind} | {count} | {:.2} |", ratio(count, total));
+    }
+    for (kind, count) in samples(&text, "llava_operator_stale_syncs_total{", &["kind"]) {
+        println!("| {kind}, put off | {count} | {:.2} |", ratio(count, total));
+    }
     if args.server {
         println!("\n| what the API server wrote meanwhile, for everybody | number |\n|---|---|");
         for (what, count) in server_writes(&client).await? {

@@ -84,7 +84,8 @@ impl Program {
             Self::ControllerManager => format!(
                 "--kubeconfig={folder}/{self}.kubeconfig --leader-elect=false --secure-port=0 \
                 --service-account-private-key-file={folder}/service-accounts.key \
-                --root-ca-file={folder}/pki/apiserver.crt --kube-api-qps=500 --kube-api-burst=1000"
+                --root-ca-file={folder}/pki/apiserver.crt --kube-api-qps=500 --kube-api-burst=1000 \
+                --horizontal-pod-autoscaler-sync-period=2s"
             ),
             Self::Scheduler => format!(
                 "--kubeconfig={folder}/{self}.kubeconfig --leader-elect=false --secure-port=0 \
