@@ -11,6 +11,7 @@ pub mod report;
 pub mod scale;
 mod worst;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,7 +200,7 @@ fn children(
         .workers
         .iter()
         .map(|(worker, _)| &worker.spec.template);
-    let accounts = templates
+    let accounts: BTreeSet<&str> = templates
         .chain([&checked.template])
         .filter_map(|template| template.pod.service_account_name.as_deref())
         .collect();
@@ -331,7 +332,12 @@ async fn tell(
             told.status = Some(status.clone());
             match context.effects.report(&told).await {
                 Ok(written) => context.wrote_status(&written, now),
-                Err(error) if error.is_gone() || error.is_conflict() => return Ok(None),
+                // The newer version has an event of its own.
+                Err(error) if error.is_conflict() => {
+                    context.metrics.stale_sync(KIND);
+                    return Ok(None);
+                }
+                Err(error) if error.is_gone() => return Ok(None),
                 Err(error) => return Err(error),
             }
             for event in news::events(before, status) {

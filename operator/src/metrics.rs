@@ -121,7 +121,7 @@ impl Metrics {
         );
         registry.register(
             "stale_syncs",
-            "Reconciliations put off because the cache lacked our own last writes, by kind",
+            "Reconciliations put off because the cache was behind our own writes or others', by kind",
             metrics.stale_syncs.clone(),
         );
         registry.register("workers", "LlavaWorkers, by phase", metrics.workers.clone());

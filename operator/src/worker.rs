@@ -106,8 +106,12 @@ async fn tell(
             told.status = Some(status.clone());
             match context.effects.report(&told).await {
                 Ok(written) => context.wrote_status(&written, now.monotonic),
-                // A newer version has its own event.
-                Err(error) if error.is_gone() || error.is_conflict() => return Ok(None),
+                // The newer version has an event of its own.
+                Err(error) if error.is_conflict() => {
+                    context.metrics.stale_sync(KIND);
+                    return Ok(None);
+                }
+                Err(error) if error.is_gone() => return Ok(None),
                 Err(error) => return Err(error),
             }
             if let Some(event) = news::event(before, status) {
