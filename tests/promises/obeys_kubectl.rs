@@ -57,8 +57,9 @@ async fn kubectl_explains_waits_scales_and_deletes_with_a_drain() -> anyhow::Res
 
     drains(&llava).await?;
     let gone = wait_for("all workers to be gone", PATIENCE, async || {
-        let left = llava.api::<LlavaWorker>().list(&ListParams::default());
-        left.await.ok()?.items.is_empty().then_some(())
+        let all = ListParams::default();
+        let left = llava.api::<LlavaWorker>().list(&all).await.ok()?;
+        left.items.is_empty().then_some(())
     });
     gone.await?;
     Ok(())
