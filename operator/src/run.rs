@@ -126,7 +126,8 @@ async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
     };
     match &object.0 {
         Ok(deployment) => {
-            let work = deployment::reconcile(Arc::new(deployment.clone()), context);
+            // Boxed: each layer around it would hold it by value, on the stack at first.
+            let work = Box::pin(deployment::reconcile(Arc::new(deployment.clone()), context));
             measured(work, deployment::KIND, key, asked, context).await
         }
         Err(invalid) => {
@@ -143,7 +144,7 @@ async fn worker_step(key: Key, context: &Context) -> Option<Duration> {
     let reference = ObjectRef::new(&key.name).within(&key.namespace);
     let object = world.workers.get(&reference)?;
     let readable = worker::readable(&object)?;
-    let work = worker::reconcile(readable, context);
+    let work = Box::pin(worker::reconcile(readable, context));
     measured(work, worker::KIND, key, asked, context).await
 }
 

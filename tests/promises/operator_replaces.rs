@@ -69,7 +69,12 @@ async fn an_evicted_a_rejected_and_a_failed_worker_are_each_replaced_once() -> a
         assert_eq!(scene.pods_created(), created + 1, "{name} is replaced once");
         let of = ListParams::default().labels(&format!("llava.dev/deployment={name}"));
         let workers: Api<LlavaWorker> = scene.api();
-        assert_eq!(workers.list(&of).await?.items.len(), 2);
+        // The object of the ended one goes after its Pod and its Lease.
+        let gone = async || {
+            let left = workers.list(&of).await.ok()?.items.len();
+            (left == 2).then_some(())
+        };
+        wait_for("the ended worker's object to go", SOON, gone).await?;
         // An Event follows the deed: nothing waits for it.
         let heard = async || {
             let events = scene.events("LlavaWorker").await.ok()?;
