@@ -14,8 +14,6 @@ pub(crate) struct Seen {
     asked: Instant,
     /// One instant for each chunk with text.
     pub(crate) pieces: Vec<Instant>,
-    /// Tokens of the answer, as the worker counts them.
-    pub(crate) tokens: u64,
 }
 
 impl Seen {
@@ -34,7 +32,6 @@ impl Seen {
 /// Asks for a stream and reads it to its end.
 pub(crate) async fn read(worker: &Worker, mut body: Value) -> Seen {
     body["stream"] = json!(true);
-    body["stream_options"] = json!({"include_usage": true});
     let asked = clock::now();
     let mut response = worker.chat(&body).await;
     assert!(
@@ -42,7 +39,7 @@ pub(crate) async fn read(worker: &Worker, mut body: Value) -> Seen {
         "{}",
         response.text().await.unwrap()
     );
-    let (mut pieces, mut tokens) = (Vec::new(), 0);
+    let mut pieces = Vec::new();
     let mut decoder = sse::Decoder::default();
     while let Some(bytes) = response.chunk().await.unwrap() {
         let now = clock::now();
@@ -55,16 +52,9 @@ pub(crate) async fn read(worker: &Worker, mut body: Value) -> Seen {
             if text.is_some_and(|text| !text.is_empty()) {
                 pieces.push(now);
             }
-            if let Some(count) = event["usage"]["completion_tokens"].as_u64() {
-                tokens = count;
-            }
         }
     }
-    Seen {
-        asked,
-        pieces,
-        tokens,
-    }
+    Seen { asked, pieces }
 }
 
 /// Asks for a stream and reads it to its end; gives the tokens of the answer.
