@@ -1,11 +1,9 @@
 //! Keys and values of one head, kept in the panels that the products read, and
 //! the attention of a few query rows over them.
 
-use super::super::block::{Block, F16, F32, ROWS};
+use super::super::block::{Block, F32, ROWS};
 use super::super::pointwise::softmax_row;
 use super::super::{Instructions, PANEL};
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 /// How a number of a cache is kept.
 pub(crate) trait Kept: Copy + Default + Send + Sync {
@@ -27,31 +25,6 @@ impl Kept for f32 {
     unsafe fn multiply(block: Block, instructions: Instructions, rows: usize) {
         // SAFETY: the caller's promise.
         unsafe { block.run::<F32>(instructions, rows) }
-    }
-}
-
-/// The largest number that a half holds.
-const MOST: f32 = 65_504.0;
-
-/// The bits of an IEEE half: zeroed memory of whole numbers comes from the
-/// system as it is, and is not touched before it is used.
-impl Kept for u16 {
-    fn keep(from: &[f32], to: &mut [Self]) {
-        let mut bounded = [0f32; PANEL];
-        for (from, to) in from.chunks(PANEL).zip(to.chunks_mut(PANEL)) {
-            let bounded = &mut bounded[..from.len()];
-            for (bounded, x) in bounded.iter_mut().zip(from) {
-                // An infinity would make every answer that sees it no number at all.
-                *bounded = x.clamp(-MOST, MOST);
-            }
-            to.reinterpret_cast_mut::<f16>()
-                .convert_from_f32_slice(bounded);
-        }
-    }
-
-    unsafe fn multiply(block: Block, instructions: Instructions, rows: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { block.run::<F16>(instructions, rows) }
     }
 }
 
