@@ -48,7 +48,7 @@ async fn demo(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
     demo.args(words)
         .env("PATH", path)
         .env("CLUSTER", "current")
-        .env("KUBECONFIG", cluster.kubeconfig());
+        .envs(cluster.environment());
     Ok(run(&mut demo).await?)
 }
 

@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
         bash.args(["-c", &script(page, headings)?])
             .env("CHECKOUT", self.checkout.path())
             .env("PATH", &self.path)
-            .env("KUBECONFIG", self.cluster.kubeconfig());
+            .envs(self.cluster.environment());
         run(&mut bash)
             .await
             .with_context(|| format!("{page} {headings:?}"))?;

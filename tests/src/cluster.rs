@@ -195,12 +195,23 @@ impl Cluster {
     pub async fn helm(&self, words: &[&str]) -> Result<String, Error> {
         let charts = Parts::of(&["charts"]).await?;
         let mut helm = Command::new(charts.path("helm"));
-        run(helm.env("KUBECONFIG", self.kubeconfig()).args(words)).await
+        run(helm.envs(self.environment()).args(words)).await
+    }
+
+    /// What kubectl and helm must find in their environment to speak to this cluster:
+    /// its kubeconfig, and a cache of its own, since they keep what a server can do by
+    /// the server's address, and another cluster may have had this one's.
+    #[must_use]
+    pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
+        [
+            ("KUBECONFIG", self.endpoint.kubeconfig.clone()),
+            ("KUBECACHEDIR", self.endpoint.folder.join("kubectl-cache")),
+        ]
     }
 
     fn tool(&self, name: &str) -> Command {
         let mut tool = Command::new(self.parts.path(name));
-        tool.env("KUBECONFIG", self.kubeconfig());
+        tool.envs(self.environment());
         tool
     }
 

@@ -165,6 +165,8 @@ async fn kubectl(words: &[String]) -> anyhow::Result<ExitCode> {
     let parts = Parts::of(&["control-plane"]).await?;
     let status = tokio::process::Command::new(parts.path("kubectl"))
         .env("KUBECONFIG", kubeconfig(&place))
+        // What another cluster at this address could do must not be remembered.
+        .env("KUBECACHEDIR", place.folder().join("kubectl-cache"))
         .args(words)
         .status()
         .await

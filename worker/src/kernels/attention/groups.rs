@@ -2,7 +2,7 @@
 
 use super::super::{Shared, spread};
 use super::Buffers;
-use super::cache::{Cache, MOST_ROWS, Queries, Sight};
+use super::cache::{HeadCache, MOST_ROWS, Queries, Sight};
 
 /// Attention of every row to every row of its group, for vision towers: `qkv`
 /// `[groups * positions, 3 * heads * head_dim]` to `[.., heads * head_dim]`.
@@ -31,7 +31,7 @@ pub(crate) fn attend_groups(
     spread(groups * heads, work, Buffers::default, |buffers, index| {
         let (group, head) = (index / heads, index % heads);
         let line = |row: usize| &qkv[(group * positions + row) * 3 * width + head * dim..];
-        let mut cache = Cache::<f32>::new(positions, dim);
+        let mut cache = HeadCache::new(positions, dim);
         for row in 0..positions {
             let line = line(row);
             cache.set(
