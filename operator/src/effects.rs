@@ -195,7 +195,7 @@ impl Effects {
     /// Writes the status of an object that has it already. Whoever computed it
     /// knew this version of the object: if there is a newer one, or a successor of
     /// the same name, nothing is written and the error is a conflict. An update
-    /// spares the API server the field managers of an apply, and a status has one writer.
+    /// merges nothing, and a status has one writer.
     ///
     /// # Errors
     /// When the API server refuses it, does not answer, or we no longer lead.
