@@ -1,5 +1,7 @@
 //! Logs on standard error: text for people, JSON lines for programs.
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -29,7 +31,11 @@ pub fn init(filter: &str, format: Format) -> Result<(), InvalidFilter> {
     // A second call (tests) keeps the first subscriber.
     let _ = match format {
         Format::Text => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_ansi(colours())
+                    .with_writer(std::io::stderr),
+            )
             .try_init(),
         Format::Json => registry
             .with(
@@ -41,6 +47,12 @@ pub fn init(filter: &str, format: Format) -> Result<(), InvalidFilter> {
             .try_init(),
     };
     Ok(())
+}
+
+/// Whether lines may have colours: a file or a pipe would keep their escape codes.
+fn colours() -> bool {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    wanted && std::io::stderr().is_terminal()
 }
 
 /// The log filter does not parse.

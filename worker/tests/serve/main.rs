@@ -12,5 +12,6 @@ mod limits;
 mod refusals;
 mod sdks;
 mod start;
+mod telling;
 mod troubles;
 mod worker;
