@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crds::name::child_name;
+use crds::worker::Phase;
 use crds::{LlavaDeployment, LlavaWorker};
 use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -171,6 +172,7 @@ fn member(
         queue: report.queue_length(),
         without_room,
         terminating: worker.metadata.deletion_timestamp.is_some(),
+        told: (worker.status.as_ref()).is_some_and(|status| status.phase == Phase::Failed),
         pod_lives: life::pod_lives(worker, pod),
     };
     let count = |figure| usize::try_from(figure).unwrap_or(usize::MAX);

@@ -28,6 +28,9 @@ pub struct Member {
     pub without_room: Option<Duration>,
     /// Whether somebody has asked for its deletion already.
     pub terminating: bool,
+    /// Whether its status says why it ended. Until then it stays: with the object goes
+    /// the only place where the cause can be told.
+    pub told: bool,
     /// Whether its Pod runs and was not told to end. That of a deleted worker
     /// hears of it a moment later, and until then it takes a place.
     pub pod_lives: bool,
@@ -114,7 +117,7 @@ pub fn plan(members: &[Member], goal: &Goal) -> Plan {
         plan.delete.extend(
             ended
                 .iter()
-                .filter(|member| !member.terminating)
+                .filter(|member| member.told && !member.terminating)
                 .map(|member| delete(member)),
         );
     } else {

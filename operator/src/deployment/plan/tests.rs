@@ -15,6 +15,7 @@ fn member(revision: &str, ordinal: u32, available: bool) -> Member {
         queue: 0,
         without_room: None,
         terminating: false,
+        told: true,
         pod_lives: true,
     }
 }
@@ -81,7 +82,7 @@ fn the_emptiest_worker_goes_first() {
 fn an_ended_worker_is_replaced_once_its_time_has_come() {
     let mut ended = member("new", 0, false);
     ended.life = Life::Ended;
-    let members = [ended, member("new", 1, true)];
+    let mut members = [ended, member("new", 1, true)];
     let mut goal = goal(2, 1, 0);
     goal.replace_in = Duration::from_secs(10);
     let held = plan(&members, &goal);
@@ -95,6 +96,9 @@ fn an_ended_worker_is_replaced_once_its_time_has_come() {
         (done.create[0].ordinal, names(&done)),
         (2, vec!["llava-new-0"])
     );
+    members[0].told = false;
+    let untold = plan(&members, &goal);
+    assert_eq!((untold.create.len(), untold.delete.len()), (1, 0));
 }
 
 #[test]
