@@ -24,7 +24,9 @@ use crate::proxy::body::Body;
 
 /// Sent before a connection is closed whose request's head did not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
-    content-type: application/json\r\ncontent-length: 140\r\n\r\n";
+    content-type: application/json\r\ncontent-length: 152\r\n\r\n\
+    {\"error\":{\"message\":\"The head of the request did not come in time; send it at once.\",\
+    \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"head_timeout\"}}";
 /// The first bytes of HTTP/2 with prior knowledge; no method of HTTP/1 begins so.
 const PREFACE: &[u8] = b"PRI ";
 /// Between two looks at a connection that sent less than the preface's length.

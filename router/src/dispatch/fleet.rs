@@ -146,7 +146,10 @@ impl Fleet {
         tended.retain(|uid, one| {
             table.workers.get(uid).is_some_and(|record| {
                 record.model == one.model && same_address(&one.worker, record)
-            })
+            }) && pools
+                .get(&one.model)
+                // A deployment that was made again has a pool of its own.
+                .is_none_or(|pool| Arc::ptr_eq(pool, &one.pool))
         });
         for (uid, record) in &table.workers {
             let Some(pool) = pools.get(&record.model) else {

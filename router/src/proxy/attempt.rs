@@ -118,13 +118,16 @@ async fn first_bytes(
     let until = job
         .deadline
         .min(shell::clock::now() + job.timeouts.first_byte_timeout);
+    // A worker that closes every connection without an answer gets the request twice, not once
+    // for each link that is kept.
+    let mut stale = false;
     let answer = loop {
-        let (link, fresh) = connection(job, worker).await?;
+        let (link, fresh) = connection(job, worker, stale).await?;
         let request = to_worker(job, worker, tries);
         match watched(send(link, &worker.links, request), worker, until, job).await? {
             Ok(answer) => break answer,
             // A kept connection was closed as it was used: nobody's fault.
-            Err(error) if error.stale && !fresh => {}
+            Err(error) if error.stale && !fresh => stale = true,
             Err(error) => return Err(broken(error.to_string())),
         }
     };
@@ -143,8 +146,9 @@ async fn first_bytes(
     }
 }
 
-async fn connection(job: &Job, worker: &Arc<Worker>) -> Result<(Link, bool), Missed> {
-    if let Some(link) = worker.links.take_idle() {
+/// A link to the worker, and whether it is a new one, as it is where `new` asks for it.
+async fn connection(job: &Job, worker: &Arc<Worker>, new: bool) -> Result<(Link, bool), Missed> {
+    if !new && let Some(link) = worker.links.take_idle() {
         return Ok((link, false));
     }
     match worker.links.connect(job.timeouts.connect_timeout).await {

@@ -41,8 +41,11 @@ pub(crate) async fn ask(
     patience: Duration,
 ) -> Result<(HeaderMap, Bytes), AskError> {
     let asking = async {
+        let mut stale = false;
         loop {
-            let link = match links.take_idle() {
+            let kept = if stale { None } else { links.take_idle() };
+            let fresh = kept.is_none();
+            let link = match kept {
                 Some(link) => link,
                 None => links.connect(patience).await?,
             };
@@ -50,7 +53,7 @@ pub(crate) async fn ask(
             *request.uri_mut() = http::Uri::from_static(path);
             links.address(request.headers_mut());
             match send(link, links, request).await {
-                Err(error) if error.stale => {}
+                Err(error) if error.stale && !fresh => stale = true,
                 Err(error) => return Err(error.into()),
                 Ok(answer) => {
                     let (head, body) = answer.into_parts();

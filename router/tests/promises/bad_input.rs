@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -133,9 +133,15 @@ async fn a_slow_head_and_a_slow_body_are_cut_off_with_408() {
         let mut stream = TcpStream::connect(router.address).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
         let since = tokio::time::Instant::now();
-        let line = first_line(&mut stream).await;
-        assert!(line.contains(" 408 "), "{start}: {line}");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
         assert!(since.elapsed() < Duration::from_secs(2));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 408 "), "{start}: {head}");
+        let length = format!("content-length: {}", body.len());
+        assert!(head.contains(&length), "{start}: {answer}");
+        let error: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(error["error"]["type"], "invalid_request_error", "{body}");
     }
     eventually("the connections are closed", async || {
         metric(&router, "llava_router_connections", "").await == 0.0
