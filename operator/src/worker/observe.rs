@@ -169,17 +169,23 @@ fn on_its_node_for(pod: &Pod) -> Duration {
     })
 }
 
-/// A Pod whose volumes cannot be mounted says so in Events alone.
+/// A Pod whose volumes cannot be mounted says so in Events alone. Those of the scheduler are
+/// history once there is a node.
 async fn mount(pod: &Pod, key: &Key, effects: &Effects) -> Option<Diagnosis> {
     let uid = pod.uid()?;
     let params = ListParams::default()
         .fields(&format!("involvedObject.uid={uid},type=Warning"))
         .limit(20);
     let events = effects.list::<Event>(&key.namespace, &params).await.ok()?;
-    let last = events.items.into_iter().max_by_key(|event| {
-        let series = event.last_timestamp.as_ref().map(|time| time.0);
-        series.or_else(|| event.event_time.as_ref().map(|time| time.0))
-    })?;
+    let of_node = |event: &Event| event.reason.as_deref() != Some("FailedScheduling");
+    let last = events
+        .items
+        .into_iter()
+        .filter(of_node)
+        .max_by_key(|event| {
+            let series = event.last_timestamp.as_ref().map(|time| time.0);
+            series.or_else(|| event.event_time.as_ref().map(|time| time.0))
+        })?;
     let message = last.message.unwrap_or_default();
     let word = last.reason.unwrap_or_default();
     let word = if word == "FailedMount"
