@@ -66,11 +66,26 @@ pub(super) async fn fill(
     fs::rename(&building, &whole).map_err(write_error(&whole))
 }
 
-/// Whether a file is part of a checkpoint, among `all` names beside it: pickled weights
-/// only where there are no others.
+/// Whether a file is part of a checkpoint, among `all` names beside it: pickled weights only
+/// where the same are not there as safetensors. What else is pickled, such as the projector
+/// beside an adapter (`non_lora_trainables.bin`), is no copy of anything.
 pub(super) fn matters(name: &str, all: &[&str]) -> bool {
-    let safe = || all.iter().any(|name| name.ends_with(".safetensors"));
-    ENDINGS.iter().any(|ending| name.ends_with(ending)) || name.ends_with(".bin") && !safe()
+    if ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+        return true;
+    }
+    let Some(stem) = name.strip_suffix(".bin") else {
+        return false;
+    };
+    let (folder, stem) = stem.rsplit_once('/').unwrap_or(("", stem));
+    // `pytorch_model*.bin` is `model*.safetensors`, in as many parts as it likes.
+    let whole = stem.starts_with("pytorch_model");
+    !all.iter().any(|other| {
+        let Some(other) = other.strip_suffix(".safetensors") else {
+            return false;
+        };
+        let (beside, other) = other.rsplit_once('/').unwrap_or(("", other));
+        beside == folder && (other == stem || whole && other.starts_with("model"))
+    })
 }
 
 /// Whether a name stays inside its folder.

@@ -49,6 +49,10 @@ impl Gate {
     /// # Errors
     /// 429 when there is no room, 503 while draining.
     pub(super) fn enter(&self) -> Result<Ticket, Refusal> {
+        // A full worker that drains will not have room: the caller has to go elsewhere.
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Err(Refusal::draining());
+        }
         self.inner.take(1)?;
         // Closing happens before waiting for emptiness: whoever came in after it leaves again.
         let ticket = Ticket {
@@ -137,6 +141,8 @@ mod tests {
         gate.close();
         assert_eq!(gate.enter().unwrap_err().code(), "draining");
         assert_eq!(gate.held(), 1);
+        last.add(2).unwrap();
+        assert_eq!(gate.enter().unwrap_err().code(), "draining", "full or not");
         drop(last);
     }
 }
