@@ -2,7 +2,7 @@
 
 .PHONY: bench-model bench-operator bench-job help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
 
-CLUSTER = cargo run --quiet --locked --package tests --bin cluster --
+local = cargo run --quiet --locked --package tests --bin cluster --
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -32,20 +32,20 @@ format: ## Format the sources
 generate: ## Write the CRDs and their reference page again
 	cargo run --locked --package crds --bin crdgen
 
-images: ## Build the three images into target/images
+images: ## Build the images into target/images
 	@hack/images
 
 cluster-up: ## Start a local Kubernetes that stays; ARGS=--fake-nodes=N for nodes without containers
-	@$(CLUSTER) up $(or $(ARGS),--real-node)
+	@$(local) up $(or $(ARGS),--real-node)
 
 cluster-down: ## End it, and clear up after clusters whose owner is dead
-	@$(CLUSTER) down
+	@$(local) down
 
 kubectl: ## Run kubectl on it: make kubectl ARGS='get pods -A'
-	@$(CLUSTER) kubectl $(ARGS)
+	@$(local) kubectl $(ARGS)
 
 load: images ## Build the images and load them into it
-	@$(CLUSTER) load $(or $(CARGO_TARGET_DIR),target)/images/llava-*.tar
+	@$(local) load $(or $(CARGO_TARGET_DIR),target)/images/llava-*.tar
 
 bench-operator: ## Measure the operator beside Kubernetes' own controllers (ARGS='--deployments=40'); docs/benchmarks.md shows the last result
 	cargo build --locked --release --package llava-operator
