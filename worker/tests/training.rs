@@ -30,6 +30,7 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let plan = ShapesPlan {
+            more: Vec::new(),
             images: 24,
             held_out: 4,
             conversations: 1,

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
+use crate::data::QuestionKind;
 use crate::data::shapes::{self, ShapesPlan};
 
 /// Makes a data set in LLaVA's conversation format.
@@ -36,6 +37,9 @@ struct ShapesArgs {
     /// Questions in a training conversation.
     #[arg(long, default_value_t = 5)]
     turns: usize,
+    /// Asks a kind of question so many times as often in training, such as `count=5`; repeatable.
+    #[arg(long, value_name = "KIND=TIMES", value_parser = more)]
+    more: Vec<(QuestionKind, u32)>,
     /// Share of scenes whose shapes stand anywhere instead of near a 3 × 3 grid.
     #[arg(long, default_value_t = 0.35)]
     free: f64,
@@ -65,6 +69,7 @@ impl MakeDataArgs {
             held_out: args.held_out,
             conversations: args.conversations,
             turns: args.turns,
+            more: args.more,
             free: args.free,
             side: args.side,
             patch: args.patch,
@@ -73,4 +78,19 @@ impl MakeDataArgs {
         };
         Ok(shapes::make(&plan, &args.out)?)
     }
+}
+
+/// Reads `count=5`.
+fn more(text: &str) -> Result<(QuestionKind, u32), String> {
+    let kinds = || {
+        let names = QuestionKind::value_variants().iter();
+        let names = names.filter_map(ValueEnum::to_possible_value);
+        let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
+        names.join(", ")
+    };
+    let (kind, times) = (text.split_once('=')).ok_or("write it as KIND=TIMES")?;
+    let kind = QuestionKind::from_str(kind, false)
+        .map_err(|_| format!("no kind `{kind}`; there are {}", kinds()))?;
+    let times = (times.parse()).map_err(|_| format!("`{times}` is no whole number"))?;
+    Ok((kind, times))
 }

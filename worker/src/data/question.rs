@@ -11,7 +11,19 @@ use super::phrase::{list, number, region, sentence, with_article};
 use super::scene::{Colour, Kind, Scene, Shape, Size};
 
 /// What a question asks for: the unit in which accuracy is reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionKind {
     /// What is in one place.
@@ -77,9 +89,10 @@ impl QuestionKind {
         }
     }
 
-    /// A kind drawn by training weight.
-    pub fn sample(rng: &mut StdRng) -> Self {
-        let weighted = Self::ALL.choose_weighted(rng, |kind| kind.weight());
+    /// A kind drawn by training weight; those in `more` come so many times as often.
+    pub fn sample(rng: &mut StdRng, more: &[(Self, u32)]) -> Self {
+        let times = |kind: Self| more.iter().find(|of| of.0 == kind).map_or(1, |of| of.1);
+        let weighted = Self::ALL.choose_weighted(rng, |kind| kind.weight() * times(*kind));
         weighted.copied().unwrap_or(Self::Describe)
     }
 

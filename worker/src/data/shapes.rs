@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::draw::{coverage, render};
 use super::question::{Question, QuestionKind};
-use super::scene::{Colour, Kind, Layout, Scene, Size, Split};
+use super::scene::{Layout, Scene, Split};
 use super::tokenizer::{self, TokenizerError};
 
 /// What to make.
@@ -26,6 +26,8 @@ pub struct ShapesPlan {
     pub conversations: usize,
     /// Questions in a training conversation.
     pub turns: usize,
+    /// Kinds that training asks so many times as often as usual.
+    pub more: Vec<(QuestionKind, u32)>,
     /// Share of scenes whose shapes stand off the grid, 0 to 1.
     pub free: f64,
     /// Side of every image in pixels.
@@ -87,7 +89,7 @@ pub fn make(plan: &ShapesPlan, out: &Path) -> Result<(), ShapesError> {
         let (scene, image) = draw(plan, Split::Train, index, out, &mut rng)?;
         writeln!(tower, "{}", patch_labels(&scene, &image, plan)).map_err(write(&tower_path))?;
         for part in 0..plan.conversations {
-            let questions = conversation(&scene, plan.turns, &mut rng);
+            let questions = conversation(&scene, plan, &mut rng);
             if index < 4000 && part == 0 {
                 texts.extend(
                     questions
@@ -166,10 +168,10 @@ fn draw(
     Ok((scene, name))
 }
 
-fn conversation(scene: &Scene, turns: usize, rng: &mut StdRng) -> Vec<Question> {
-    let mut questions: Vec<Question> = Vec::with_capacity(turns);
-    while questions.len() < turns {
-        let question = match QuestionKind::sample(rng) {
+fn conversation(scene: &Scene, plan: &ShapesPlan, rng: &mut StdRng) -> Vec<Question> {
+    let mut questions: Vec<Question> = Vec::with_capacity(plan.turns);
+    while questions.len() < plan.turns {
+        let question = match QuestionKind::sample(rng, &plan.more) {
             // A scene without a near miss still owes its share of noes.
             QuestionKind::IsThereHard => (QuestionKind::IsThereHard.ask(scene, rng))
                 .or_else(|| QuestionKind::IsThereNo.ask(scene, rng)),
@@ -201,11 +203,12 @@ fn record(id: &str, image: &str, scene: &Scene, questions: &[Question]) -> Value
     })
 }
 
-/// For each patch in reading order: outline, colour and size of the shape that covers
-/// most of it, counted from 1; 0 is background.
+/// For each patch in reading order: outline, colour, size, third of the image and place in
+/// reading order of the shape that covers most of it, counted from 1; 0 is background. The
+/// last two tell shapes apart that look alike, so that they can be counted and placed.
 fn patch_labels(scene: &Scene, image: &str, plan: &ShapesPlan) -> Value {
     let grid = plan.side / plan.patch;
-    let (mut kinds, mut colours, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut labels = [const { Vec::new() }; 5];
     for cell in 0..grid * grid {
         let (left, top) = (cell % grid * plan.patch, cell / grid * plan.patch);
         let pixels = plan.patch * plan.patch;
@@ -220,18 +223,24 @@ fn patch_labels(scene: &Scene, image: &str, plan: &ShapesPlan) -> Value {
             };
             (0..pixels).map(pixel).sum::<f32>() / pixels as f32
         };
-        let most = (scene.shapes.iter().map(|s| (cover(s), s)))
+        let most = (scene.shapes.iter().enumerate().map(|s| (cover(s.1), s)))
             .filter(|(cover, _)| *cover >= PATCH_COVER)
             .max_by(|a, b| a.0.total_cmp(&b.0));
-        fn label<T: PartialEq>(all: &[T], one: Option<T>) -> usize {
-            one.and_then(|one| all.iter().position(|a| *a == one))
-                .map_or(0, |at| at + 1)
+        let of_patch = most.map_or([0; 5], |(_, (order, shape))| {
+            let (column, row) = shape.region();
+            [
+                1 + shape.kind as usize,
+                1 + shape.colour as usize,
+                1 + shape.size as usize,
+                1 + row * 3 + column,
+                1 + order,
+            ]
+        });
+        for (all, one) in labels.iter_mut().zip(of_patch) {
+            all.push(one);
         }
-        kinds.push(label(&Kind::ALL, most.map(|(_, s)| s.kind)));
-        colours.push(label(&Colour::ALL, most.map(|(_, s)| s.colour)));
-        sizes.push(label(&Size::ALL, most.map(|(_, s)| s.size)));
     }
-    json!({"image": image, "labels": [kinds, colours, sizes]})
+    json!({"image": image, "labels": labels})
 }
 
 /// A JSON array with one record a line: readable by anything that reads LLaVA's data.
@@ -286,6 +295,7 @@ mod tests {
             held_out: 5,
             conversations: 2,
             turns: 4,
+            more: Vec::new(),
             free: 0.5,
             side: 96,
             patch: 16,

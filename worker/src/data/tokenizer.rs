@@ -6,6 +6,8 @@ use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::punctuation::Punctuation;
+use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, TokenizerImpl};
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
@@ -33,9 +35,9 @@ pub enum TokenizerError {
 /// Entries before the learned ones: `<unk>`, `<s>`, `</s>` and 256 bytes.
 const FIRST: usize = 3 + 256;
 
-/// Learns at most `size` entries from `texts` and writes `tokenizer.json` and
-/// `tokenizer_config.json` under `dir`. Returns the number of entries; `<image>` and `<pad>`
-/// come behind them.
+/// Learns entries from `texts`, fills up to `size` with unused ones, and writes
+/// `tokenizer.json` and `tokenizer_config.json` under `dir`. Returns the number of entries;
+/// `<image>` and `<pad>` come behind them.
 ///
 /// # Errors
 /// [`TokenizerError`] when the texts are empty or a file cannot be written.
@@ -45,6 +47,9 @@ pub fn train(texts: &[String], size: usize, dir: &Path) -> Result<usize, Tokeniz
     let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
     vocab.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
     vocab.extend(learned);
+    // Texts of few words fill no large vocabulary; the model's shape is that of the size asked for.
+    let unused = size.saturating_sub(vocab.len());
+    vocab.extend((0..unused).map(|i| format!("<unused_{i}>")));
     let file = tokenizer_json(&vocab, &merges);
     let config = serde_json::json!({
         "tokenizer_class": "LlamaTokenizer",
@@ -65,8 +70,9 @@ pub fn train(texts: &[String], size: usize, dir: &Path) -> Result<usize, Tokeniz
 
 type Merges = Vec<(String, String)>;
 
-/// The learned entries in id order, and the merges in rank order. Merges never cross
-/// a space, so the shipped tokenizer needs no splitting step to repeat them.
+/// The learned entries in id order, and the merges in rank order. Merges cross neither a
+/// space nor punctuation, so the shipped tokenizer needs no splitting step to repeat them,
+/// and a word is one entry whatever stands behind it.
 fn learn(texts: &[String], size: usize) -> tokenizers::Result<(Vec<String>, Merges)> {
     let mut tokenizer: TokenizerImpl<
         BPE,
@@ -75,7 +81,10 @@ fn learn(texts: &[String], size: usize) -> tokenizers::Result<(Vec<String>, Merg
         PostProcessorWrapper,
         DecoderWrapper,
     > = TokenizerImpl::new(BPE::default());
-    tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::Always, true)));
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+        Metaspace::new('▁', PrependScheme::Always, true).into(),
+        Punctuation::default().into(),
+    ])));
     let mut trainer = BpeTrainerBuilder::new()
         .vocab_size(size.saturating_sub(FIRST))
         .min_frequency(2)
@@ -160,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let texts = vec!["What color is the star? Red. A large red star.".to_owned(); 4];
         let size = train(&texts, 300, dir.path()).unwrap();
-        assert!(size > FIRST && size <= 300, "{size}");
+        assert_eq!(size, 300, "the size asked for, however few the words");
         let tokenizer =
             tokenizers::Tokenizer::from_file(dir.path().join("tokenizer.json")).unwrap();
         for text in ["the red star", "zebra Ünïcode 東京 \n two  spaces", ""] {
@@ -168,7 +177,11 @@ mod tests {
             assert_eq!(ids.first(), Some(&1), "<s> comes first");
             assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
         }
-        let ids = tokenizer.encode("star", false).unwrap().get_ids().to_vec();
-        assert_eq!(ids.len(), 1, "a frequent word is one entry");
+        let word = tokenizer.encode("star", false).unwrap().get_ids().to_vec();
+        assert_eq!(word.len(), 1, "a frequent word is one entry");
+        for text in ["star?", "star.", "star, star"] {
+            let ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+            assert_eq!(ids[0], word[0], "{text}: the same one before punctuation");
+        }
     }
 }

@@ -521,10 +521,11 @@ impl Run {
             names::in_tower(name) && used && !name.contains("post_layernorm")
         };
         let adapter = |name: &str| name.contains(".lora_");
-        let head = |name: &str| name.starts_with("patch_head.");
         let text = |name: &str| name.starts_with("language_model.") && !adapter(name);
         let chosen = |name: &str| match stage.kind {
-            Kind::Tower => tower(name) || head(name),
+            // The output layers stay as drawn, so that the tower itself has to set apart what
+            // they read: see `Params::add`.
+            Kind::Tower => tower(name),
             Kind::Pretrain => names::in_projector(name),
             Kind::Finetune => names::in_projector(name) || text(name),
             Kind::Full => names::in_projector(name) || text(name) || tower(name),
