@@ -183,9 +183,8 @@ impl Params {
 }
 
 /// Standard deviation of the output layers for per-patch labels. They are small and are not
-/// trained: the tower then says each label so loudly that the next model hears all alike.
-/// Output layers that learn leave an outline as a whisper under the colours, and the language
-/// model takes ten times as long to look shapes up by it.
+/// trained, so that the tower itself has to say every label equally loud: the language model
+/// then begins sooner to find shapes by their outlines.
 const HEAD: f32 = 0.04;
 
 fn safetensors_in(dir: &Path) -> Result<Vec<PathBuf>, ParamsError> {
