@@ -123,3 +123,29 @@ pub(super) fn write_error(path: &Path) -> impl Fn(std::io::Error) -> FetchError 
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pickled_files_are_left_where_the_same_are_safe_and_nowhere_else() {
+        let all = [
+            "adapter_model.safetensors",
+            "adapter_model.bin",
+            "non_lora_trainables.bin",
+            "whole/model-00001-of-00002.safetensors",
+            "whole/pytorch_model-00001-of-00003.bin",
+            "pickled/pytorch_model.bin",
+            "README.md",
+        ];
+        let wanted: Vec<_> = all.into_iter().filter(|name| matters(name, &all)).collect();
+        let expected = [
+            "adapter_model.safetensors",
+            "non_lora_trainables.bin",
+            "whole/model-00001-of-00002.safetensors",
+            "pickled/pytorch_model.bin",
+        ];
+        assert_eq!(wanted, expected);
+    }
+}
