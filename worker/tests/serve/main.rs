@@ -9,6 +9,7 @@ mod documentation;
 mod drain;
 mod leaving;
 mod limits;
+mod memory;
 mod refusals;
 mod sdks;
 mod start;
