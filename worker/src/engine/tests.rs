@@ -334,7 +334,7 @@ proptest! {
         slots in 1usize..6,
         kv_tokens in 80usize..200,
         requests in prop::collection::vec(
-            (0u32..3, 1u32..30, prop::collection::vec(0i32..3, 0..3), 1usize..40), 1..20),
+            (0u32..3, 1u32..30, prop::collection::vec(0i32..3, 0..5), 1usize..40), 1..20),
     ) {
         let setup = engine(slots, kv_tokens);
         let asked: Vec<_> = requests.iter().map(|(family, length, images, max_tokens)| {
@@ -361,7 +361,8 @@ fn a_panic_or_fault_in_one_request_ends_that_request_only() {
     let faults = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5, FAULT])], 30);
     let bad_image = submit(
         &setup.engine,
-        vec![PromptPiece::Tokens(vec![5]), image(-1)],
+        // The bad one is not among the first that are encoded.
+        vec![PromptPiece::Tokens(vec![5]), image(7), image(8), image(-1)],
         30,
     );
     let after = submit(
