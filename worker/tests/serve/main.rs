@@ -7,6 +7,7 @@ mod answers;
 mod checkpoint;
 mod documentation;
 mod drain;
+mod lease;
 mod leaving;
 mod limits;
 mod memory;
