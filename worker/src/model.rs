@@ -23,7 +23,7 @@ mod load;
 mod runs;
 
 pub use batch::{ForwardError, Logits, Part};
-pub use load::{DeviceChoice, LoadError, LoadOptions};
+pub use load::{DeviceChoice, Dtype, LoadError, LoadOptions};
 
 use crate::arch::decoder::Decoder;
 use crate::arch::merge::merge;
