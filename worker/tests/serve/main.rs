@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod accepted;
 mod answers;
 mod checkpoint;
 mod documentation;
@@ -10,6 +11,7 @@ mod drain;
 mod lease;
 mod leaving;
 mod limits;
+mod llava;
 mod memory;
 mod refusals;
 mod sdks;
