@@ -114,17 +114,21 @@ pub struct ImageReport {
     pub tokens: Option<usize>,
 }
 
-/// Tokens of a sequence.
+/// Tokens of a sequence. Where the messages show pictures that were not given, only
+/// those of text are known.
 #[derive(Debug, Serialize)]
 pub struct TokenReport {
     /// Of text.
     pub text: usize,
     /// Of images.
-    pub images: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<usize>,
     /// Of both.
-    pub total: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<usize>,
     /// Left for the answer.
-    pub left: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<usize>,
 }
 
 /// Memory in bytes, on a CPU.
@@ -213,14 +217,18 @@ pub fn report(question: &Question) -> Result<Report, InspectError> {
         (Some(renderer), Some(messages)) => Some(renderer.render(&messages)?),
         _ => None,
     };
+    let slots = prompt
+        .as_ref()
+        .map_or(images.len(), |prompt| prompt.images());
     let image_tokens: usize = images.iter().filter_map(|image| image.tokens).sum();
+    let image_tokens = (slots == images.len()).then_some(image_tokens);
     let text = prompt.as_ref().map_or(0, |prompt| prompt.text_tokens());
     let slot = model.image_token.map_or(ORIGINAL_IMAGE_ID, i64::from);
     let ids = |piece: &Piece| match piece {
         Piece::Text(ids) => ids.iter().map(|id| i64::from(*id)).collect(),
         Piece::Image(_) => vec![slot],
     };
-    let total = text + image_tokens;
+    let total = image_tokens.map(|images| text + images);
     Ok(Report {
         template: renderer.and_then(|renderer| Some(renderer.template()?.names[0])),
         token_ids: prompt
@@ -236,7 +244,7 @@ pub fn report(question: &Question) -> Result<Report, InspectError> {
             text,
             images: image_tokens,
             total,
-            left: model.max_length.saturating_sub(total),
+            left: total.map(|total| model.max_length.saturating_sub(total)),
         }),
         memory: Some(memory(dir, question, &model)),
         model: Some(ModelReport {

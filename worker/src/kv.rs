@@ -1,8 +1,9 @@
 //! Keys and values of the sequences that are being answered: a fixed number of
 //! slots, each with room for a fixed number of tokens. On the CPU they lie in
 //! the panels that the kernels read and their memory is taken from the system
-//! only as it fills; on other devices they are candle tensors.
+//! only as it fills, and can be given back; on other devices they are candle tensors.
 
+use crate::kernels::PANEL;
 use crate::kernels::attention::{self, HeadCache, Query};
 use crate::ops::on_cpu;
 use candle_core::{D, DType, Device, Result, Tensor};
@@ -13,6 +14,8 @@ pub struct KvCache {
     shape: KvShape,
     store: Store,
     lengths: Vec<usize>,
+    /// Positions of each slot whose memory may have been taken from the system.
+    taken: Vec<usize>,
     capacity: usize,
 }
 
@@ -99,7 +102,12 @@ impl KvCache {
         dtype: DType,
     ) -> Result<Self> {
         let store = if device.is_cpu() {
-            let head = |_| HeadCache::new(capacity, shape.head_dim);
+            let head = |_| {
+                let mut head = HeadCache::new(capacity, shape.head_dim);
+                // The allocator may have handed out what was used before.
+                head.give_back(0);
+                head
+            };
             let slot = |_| (0..shape.layers * shape.kv_heads).map(head).collect();
             Store::Panels((0..slots).map(slot).collect())
         } else {
@@ -110,6 +118,7 @@ impl KvCache {
             shape: shape.clone(),
             store,
             lengths: vec![0; slots],
+            taken: vec![0; slots],
             capacity,
         })
     }
@@ -139,6 +148,20 @@ impl KvCache {
         self.lengths[slot] = self.lengths[slot].min(tokens);
     }
 
+    /// Gives the memory of all but the first `tokens` of `slot` back to the system, as far as
+    /// the slot holds nothing there. Fewer than a panel's tokens are not worth asking.
+    pub fn give_back(&mut self, slot: usize, tokens: usize) {
+        let kept = tokens.max(self.lengths[slot]);
+        if let Store::Panels(slots) = &mut self.store
+            && self.taken[slot] >= kept + PANEL
+        {
+            for head in &mut slots[slot] {
+                head.give_back(kept);
+            }
+            self.taken[slot] = kept;
+        }
+    }
+
     /// Makes `to` hold the first `tokens` of `from`, so that sequences with the
     /// same beginning compute it once.
     ///
@@ -152,6 +175,7 @@ impl KvCache {
             );
         }
         if from != to {
+            self.taken[to] = self.taken[to].max(tokens);
             self.copy(from, to, tokens)?;
         }
         self.lengths[to] = tokens;
@@ -182,6 +206,10 @@ impl KvCache {
     /// What each of several runs works on; no slot is in two of them. Caches on
     /// a device are not taken apart: there all spans are one run's.
     pub(crate) fn views(&mut self, runs: &[Vec<Span>]) -> Vec<KvView<'_>> {
+        for span in runs.iter().flatten() {
+            let taken = &mut self.taken[span.slot];
+            *taken = (*taken).max(span.start + span.count);
+        }
         let shape = &self.shape;
         let view = |seen| KvView { shape, seen };
         match &mut self.store {
@@ -383,5 +411,51 @@ mod tests {
                 assert!(worst < 1e-5, "window {window:?}: {worst}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_given_back_is_not_what_a_slot_holds() {
+        let shape = KvShape {
+            head_dim: 40,
+            ..shape(None)
+        };
+        let mut given = KvCache::new(&shape, 2, 4096, &Device::Cpu, DType::F32).unwrap();
+        let mut kept = KvCache::new(&shape, 2, 4096, &Device::Cpu, DType::F32).unwrap();
+        let attend = |cache: &mut KvCache, start, count| {
+            let span = Span {
+                slot: 1,
+                start,
+                row: 0,
+                count,
+            };
+            let angle = |i: usize| (i as f32 * 0.37).sin();
+            let rows = Rows {
+                spans: vec![span],
+                cos: (0..count * 20).map(angle).collect(),
+                sin: (0..count * 20).map(|i| angle(i + 3)).collect(),
+            };
+            let values: Vec<f32> = (0..count * 320).map(|i| (i as f32 * 1.7).sin()).collect();
+            let qkv = Tensor::from_vec(values, (count, 320), &Device::Cpu).unwrap();
+            let out = cache.views(std::slice::from_ref(&rows.spans))[0].attend(0, &qkv, &rows);
+            cache.advance(&rows.spans);
+            let out = out.unwrap();
+            out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for cache in [&mut given, &mut kept] {
+            attend(cache, 0, 700);
+            attend(cache, 700, 100);
+        }
+        given.truncate(1, 513);
+        kept.truncate(1, 513);
+        given.give_back(1, 0);
+        given.give_back(0, 0);
+        assert_eq!(given.taken, [0, 513]);
+        for (start, count) in [(513, 1), (514, 200)] {
+            assert_eq!(
+                attend(&mut given, start, count),
+                attend(&mut kept, start, count)
+            );
+        }
+        assert_eq!(given.taken, [0, 714]);
     }
 }

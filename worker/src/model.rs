@@ -18,11 +18,12 @@
 //! ```
 
 mod batch;
+mod images;
 mod load;
 mod runs;
 
 pub use batch::{ForwardError, Logits, Part};
-pub use load::{DeviceChoice, LoadError, LoadOptions};
+pub use load::{DeviceChoice, Dtype, LoadError, LoadOptions};
 
 use crate::arch::decoder::Decoder;
 use crate::arch::merge::merge;
@@ -35,13 +36,10 @@ use crate::kv::{KvCache, KvShape, KvView, Rows, Span};
 use crate::matmul::Maker;
 use crate::pixels::PixelValues;
 use candle_core::{DType, Tensor};
+use images::TileRows;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use runs::{Cost, split};
-
-/// Tiles that go through the tower together: more would not be faster, and
-/// each takes some 20 MB inside the tower.
-const TILES_AT_ONCE: usize = 4;
 
 /// What a loaded model is.
 #[derive(Debug, Clone)]
@@ -137,26 +135,11 @@ impl Model {
             .flat_map(|image| image.values.chunks(tile))
             .collect();
         self.threads.install(|| {
-            let encoded = tiles
-                .chunks(TILES_AT_ONCE)
-                .map(|tiles| {
-                    let features =
-                        self.tower
-                            .forward(tiles, self.maker.device(), self.maker.dtype())?;
-                    self.projector.forward(&features)
-                })
-                .collect::<candle_core::Result<Vec<_>>>()?;
-            let mut at = 0;
-            let encoded = match encoded.is_empty() {
-                true => return Ok(Vec::new()),
-                false => Tensor::cat(&encoded, 0)?,
-            };
+            let mut encoded = TileRows::new(self, &tiles);
             images
                 .iter()
                 .map(|image| {
-                    let rows = image.tiles * self.tower.tokens();
-                    let features = encoded.narrow(0, at, rows)?.copy()?;
-                    at += rows;
+                    let features = encoded.next(image.tiles * self.tower.tokens())?;
                     let (newline, config) = (self.newline.as_ref(), &self.config.image);
                     let side = self.config.vision.side();
                     let merged = merge(&features, newline, config, side, image)?;

@@ -4,6 +4,7 @@
 
 mod files;
 mod sentencepiece;
+mod spelling;
 
 use std::path::{Path, PathBuf};
 
@@ -168,6 +169,22 @@ impl TextTokenizer {
     #[must_use]
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Bytes that a token stands for; they may be a part of a character. Special
+    /// tokens stand for their names, ids without a token for nothing.
+    pub(crate) fn bytes(&self, token: u32) -> Vec<u8> {
+        let Some(piece) = self.tokenizer.id_to_token(token) else {
+            return Vec::new();
+        };
+        if self
+            .added
+            .binary_search_by_key(&token, |(id, _)| *id)
+            .is_ok()
+        {
+            return piece.into_bytes();
+        }
+        spelling::bytes(&piece, self.tokenizer.get_decoder())
     }
 
     pub(crate) fn special(&self) -> &SpecialTokens {

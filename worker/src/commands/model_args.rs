@@ -44,6 +44,7 @@ impl ModelArgs {
         LoadOptions {
             format: self.format,
             device,
+            dtype: None,
             context: self.context,
             base: self.base.clone(),
             vision_tower: self.vision_tower.clone(),

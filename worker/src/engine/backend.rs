@@ -26,6 +26,9 @@ pub trait Backend: Send + 'static {
     /// Forgets all but the first `tokens` of a slot.
     fn truncate(&mut self, slot: usize, tokens: usize);
 
+    /// Lets go of the memory of all but the first `tokens` of a slot, and of nothing that it holds.
+    fn give_back(&mut self, slot: usize, tokens: usize);
+
     /// Makes `to` hold the first `tokens` of `from`.
     ///
     /// # Errors
@@ -72,6 +75,10 @@ impl Backend for LoadedModel {
 
     fn truncate(&mut self, slot: usize, tokens: usize) {
         self.kv.truncate(slot, tokens);
+    }
+
+    fn give_back(&mut self, slot: usize, tokens: usize) {
+        self.kv.give_back(slot, tokens);
     }
 
     fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), ForwardError> {

@@ -34,8 +34,8 @@ pub struct Step {
     pub evict: Vec<usize>,
     /// Come in.
     pub admit: Vec<Admission>,
-    /// Images are encoded for these.
-    pub encode: Vec<SequenceId>,
+    /// So many more images are encoded for these.
+    pub encode: Vec<(SequenceId, usize)>,
     /// Positions are computed for these; the last of them samples a token.
     pub prefill: Vec<(SequenceId, Range<usize>)>,
     /// Each gets one token.
@@ -203,15 +203,8 @@ fn fill(state: &State, step: &mut Step) {
         .filter(|running| running.decodes())
         .map(|running| running.id)
         .collect();
-    let mut tiles = 0;
-    for sequence in running.iter().filter(|sequence| sequence.tiles > 0) {
-        if tiles > 0 && tiles + sequence.tiles > state.budget.tiles {
-            break;
-        }
-        tiles += sequence.tiles;
-        step.encode.push(sequence.id);
-    }
-    if tiles > 0 {
+    step.encode = images(state);
+    if !step.encode.is_empty() {
         return;
     }
     let prompts: Vec<&Running> = running
@@ -248,6 +241,27 @@ fn fill(state: &State, step: &mut Step) {
     }
 }
 
+/// The images that come next, as many as the budget has tiles for; one that exceeds it goes alone.
+fn images(state: &State) -> Vec<(SequenceId, usize)> {
+    let all = state.running.iter().flat_map(|sequence| {
+        let tiles = sequence.tiles.iter();
+        tiles.map(move |tiles| (sequence.id, *tiles))
+    });
+    let mut chosen: Vec<(SequenceId, usize)> = Vec::new();
+    let mut spent = 0;
+    for (id, tiles) in all {
+        if !chosen.is_empty() && spent + tiles > state.budget.tiles {
+            break;
+        }
+        spent += tiles;
+        match chosen.last_mut() {
+            Some((last, count)) if *last == id => *count += 1,
+            _ => chosen.push((id, 1)),
+        }
+    }
+    chosen
+}
+
 impl State {
     /// Counts for every prompt whether this step let a later one go before it.
     pub fn note_order(&mut self, step: &Step) {
@@ -256,7 +270,9 @@ impl State {
         for (at, running) in self.running.iter_mut().enumerate() {
             if served(running.id) {
                 running.passed_over = 0;
-            } else if last.is_some_and(|last| at < last) && running.tiles == 0 && !running.decodes()
+            } else if last.is_some_and(|last| at < last)
+                && running.tiles.is_empty()
+                && !running.decodes()
             {
                 running.passed_over += 1;
             }

@@ -173,6 +173,7 @@ impl<B: Backend> Engine<B> {
         let computed = self.state.running_mut(id).map(|running| running.computed);
         if let (Some(slot), Some(computed)) = (self.state.finish(id), computed) {
             self.backend.truncate(slot, computed);
+            self.backend.give_back(slot, computed);
         }
     }
 
@@ -203,7 +204,7 @@ impl<B: Backend> Engine<B> {
         }
         for &id in &step.preempt {
             if let Some(slot) = self.state.preempt(id) {
-                self.backend.truncate(slot, 0);
+                self.empty(slot);
                 self.options.metrics.preemptions.inc();
             }
         }
@@ -212,7 +213,7 @@ impl<B: Backend> Engine<B> {
         }
         for &slot in &step.evict {
             self.state.evict(slot);
-            self.backend.truncate(slot, 0);
+            self.empty(slot);
         }
         self.encode(&step.encode);
         self.state.note_order(step);
@@ -234,6 +235,10 @@ impl<B: Backend> Engine<B> {
             None => self.backend.truncate(slot, 0),
         }
         self.state.admit(&admission);
+        // What the slot held before may have been longer than what is counted from now on.
+        if let Some(running) = self.state.running_mut(admission.id) {
+            self.backend.give_back(slot, running.key.len());
+        }
         let Some(sequence) = self.sequences.get_mut(&admission.id) else {
             return;
         };
@@ -257,10 +262,16 @@ impl<B: Backend> Engine<B> {
         sequence.start(admission.reused(), now);
     }
 
+    /// Forgets what a slot holds; its memory is others' to use.
+    fn empty(&mut self, slot: usize) {
+        self.backend.truncate(slot, 0);
+        self.backend.give_back(slot, 0);
+    }
+
     /// Ends a running request whose slot can no longer be trusted.
     fn fail(&mut self, id: SequenceId) {
         if let Some(slot) = self.state.discard(id) {
-            self.backend.truncate(slot, 0);
+            self.empty(slot);
         }
         if let Some(sequence) = self.sequences.get(&id) {
             sequence.fail(Failure::Model);

@@ -104,15 +104,15 @@ impl Sequence {
         self.request.deadline
     }
 
-    /// Tiles that must be encoded before the positions after `computed` can be.
+    /// Tiles of each image that must be encoded before the positions after `computed` can be.
     #[must_use]
-    pub fn missing_tiles(&self, key: &Key, computed: usize) -> usize {
+    pub fn missing_tiles(&self, key: &Key, computed: usize) -> Vec<usize> {
         self.missing_images(key, computed)
             .map(|index| match &self.images[index].content {
                 ImageContent::Pixels(pixels) => pixels.tiles.max(1),
                 ImageContent::Features(_) => 0,
             })
-            .sum()
+            .collect()
     }
 
     /// Images that must be encoded before the positions after `computed` can be.

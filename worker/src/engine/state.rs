@@ -31,8 +31,8 @@ pub struct Waiting {
     pub key: Key,
     /// Whether a token was sampled before it was preempted.
     pub started: bool,
-    /// Tiles of its images that must be encoded first.
-    pub tiles: usize,
+    /// Tiles of each of its images that must be encoded first, in their order.
+    pub tiles: Vec<usize>,
     /// When it is given up; none once it ran.
     pub deadline: Option<Instant>,
 }
@@ -50,8 +50,8 @@ pub struct Running {
     pub computed: usize,
     /// Whether a token was sampled.
     pub started: bool,
-    /// Tiles of its images that must be encoded first.
-    pub tiles: usize,
+    /// Tiles of each of its images that must be encoded first, in their order.
+    pub tiles: Vec<usize>,
     /// Chunks that later sequences were given before it.
     pub passed_over: u32,
 }

@@ -1,6 +1,6 @@
 //! Memory for packed weights: asked from the system in one piece, in huge pages where it
 //! has them. A product of one row reads every weight once, and with small pages a good
-//! part of its time goes to finding them.
+//! part of its time goes to finding them. And memory of any kind, given back to the system.
 
 use half::{bf16, f16};
 use memmap2::{Advice, MmapMut};
@@ -77,6 +77,30 @@ impl<T: Plain> DerefMut for Pages<T> {
             None => &mut [],
         }
     }
+}
+
+/// Gives the whole pages inside `values` back to the system. What was in them is 0 from
+/// then on, and takes memory again when it is written.
+pub(super) fn give_back(values: &mut [f32]) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: it only reads a setting of the system.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let Some(page) = usize::try_from(page).ok().filter(|page| *page > 0) else {
+            return;
+        };
+        let begin = values.as_mut_ptr();
+        let before = begin.addr().next_multiple_of(page) - begin.addr();
+        let inside = size_of_val(values).saturating_sub(before) / page * page;
+        if inside > 0 {
+            // SAFETY: the pages lie inside `values`, which nobody else sees meanwhile. They are
+            // private memory of the process, where new pages are zeros, and those are numbers.
+            // A system that refuses has changed nothing.
+            unsafe { libc::madvise(begin.byte_add(before).cast(), inside, libc::MADV_DONTNEED) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = values;
 }
 
 impl<T> Debug for Pages<T> {

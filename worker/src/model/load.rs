@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub format: WeightFormat,
     /// Where the model runs.
     pub device: DeviceChoice,
+    /// Number format of the computation on a CUDA device; processors know f32 alone.
+    pub dtype: Option<Dtype>,
     /// Longest sequence in tokens; the checkpoint's own where absent or shorter.
     pub context: Option<usize>,
     /// The language model under a checkpoint that holds only a projector or LoRA.
@@ -37,8 +39,30 @@ pub enum DeviceChoice {
     /// The processors, in f32.
     #[default]
     Cpu,
-    /// A CUDA device by its number, in bf16; needs the feature `cuda`.
+    /// A CUDA device by its number, in bf16 if nothing else is asked for; needs the feature `cuda`.
     Cuda(usize),
+}
+
+/// Number format of the computation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// 16 bits, wide range.
+    Bf16,
+}
+
+impl LoadOptions {
+    /// The number format that the model is computed in.
+    fn computed_in(&self) -> DType {
+        match (self.device, self.dtype) {
+            (DeviceChoice::Cpu, _) | (_, Some(Dtype::F32)) => DType::F32,
+            (_, Some(Dtype::F16)) => DType::F16,
+            (_, Some(Dtype::Bf16) | None) => DType::BF16,
+        }
+    }
 }
 
 /// Why a checkpoint could not be loaded.
@@ -90,15 +114,15 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let (config, weights) = checkpoint::open(dir, options)?;
         progress(0.0);
-        let (device, dtype) = match options.device {
-            DeviceChoice::Cpu => (Device::Cpu, DType::F32),
-            DeviceChoice::Cuda(index) => (Device::new_cuda(index)?, DType::BF16),
+        let device = match options.device {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Cuda(index) => Device::new_cuda(index)?,
         };
         let threads = ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("model-{index}"))
             .build()?;
-        let maker = Maker::new(device, dtype);
+        let maker = Maker::new(device, options.computed_in());
         let (total, read) = (weights.elements().max(1), Cell::new(0usize));
         let count = |elements: usize| {
             read.set(read.get() + elements);
@@ -149,5 +173,30 @@ impl Model {
             decoder,
             threads,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_computes_in_what_is_asked_for_and_the_processors_in_f32() {
+        let cuda = DeviceChoice::Cuda(0);
+        for (device, dtype, expected) in [
+            (cuda, None, DType::BF16),
+            (cuda, Some(Dtype::Bf16), DType::BF16),
+            (cuda, Some(Dtype::F16), DType::F16),
+            (cuda, Some(Dtype::F32), DType::F32),
+            (DeviceChoice::Cpu, None, DType::F32),
+            (DeviceChoice::Cpu, Some(Dtype::F16), DType::F32),
+        ] {
+            let options = LoadOptions {
+                device,
+                dtype,
+                ..LoadOptions::default()
+            };
+            assert_eq!(options.computed_in(), expected, "{device:?} {dtype:?}");
+        }
     }
 }

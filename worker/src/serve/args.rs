@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::matmul::WeightFormat;
+use crate::model::{DeviceChoice, Dtype, LoadOptions};
 use shell::args::ShellArgs;
 
 use super::limits::{LimitArgs, seconds};
@@ -38,7 +39,7 @@ pub struct ServeArgs {
     #[arg(long, default_value = "0.0.0.0:8000", value_name = "ADDR")]
     pub listen: SocketAddr,
 
-    /// Number format of the computation; processors compute in f32 whatever is asked for
+    /// Number format of the computation on a CUDA device, bf16 when left out; processors compute in f32 whatever is asked for
     #[arg(long, value_enum)]
     pub dtype: Option<Dtype>,
 
@@ -115,18 +116,23 @@ pub struct ServeArgs {
     pub shell: ShellArgs,
 }
 
-/// Number format of the computation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// 32 bits.
-    F32,
-    /// 16 bits, IEEE.
-    F16,
-    /// 16 bits, wide range.
-    Bf16,
-}
-
 impl ServeArgs {
+    /// How the model is loaded, on `base` if it is only a part of one.
+    #[must_use]
+    pub fn load_options(&self, base: Option<PathBuf>) -> LoadOptions {
+        LoadOptions {
+            format: self.quantization,
+            device: self
+                .cuda_device
+                .map_or(DeviceChoice::Cpu, DeviceChoice::Cuda),
+            dtype: self.dtype,
+            context: self.context_length,
+            base,
+            vision_tower: self.vision_tower.clone(),
+            threads: self.threads,
+        }
+    }
+
     /// The names that requests may use, the model's own first.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
@@ -141,5 +147,28 @@ impl ServeArgs {
             }
         }
         names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    #[test]
+    fn what_is_asked_of_the_computation_reaches_the_model() {
+        let flags = "worker --model x --cuda-device 1 --dtype f16 --threads 3 --context-length 99";
+        let program = Program::parse_from(flags.split(' '));
+        let options = program.args.load_options(None);
+        assert_eq!(options.device, DeviceChoice::Cuda(1));
+        assert_eq!(options.dtype, Some(Dtype::F16));
+        assert_eq!((options.threads, options.context), (Some(3), Some(99)));
     }
 }

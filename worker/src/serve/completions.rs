@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: a text that the caller has rendered, continued.
 
 mod form;
+mod offset;
 
 use std::sync::Arc;
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Config};
-use protocol::load::{LEASE_ANNOTATION, LoadReport};
+use protocol::load::{LEASE_ANNOTATION, LoadReport, Phase};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::status::Status;
@@ -50,15 +51,20 @@ impl LeaseIdentity {
     }
 }
 
-/// Renews the Lease until `stop`.
-pub(super) async fn renew(identity: LeaseIdentity, status: Status, stop: CancellationToken) {
+/// Renews the Lease until `stop`; `told` has the phase that it says.
+pub(super) async fn renew(
+    identity: LeaseIdentity,
+    status: Status,
+    told: watch::Sender<Option<Phase>>,
+    stop: CancellationToken,
+) {
     let mut phases = status.phases();
     let mut client = None;
     let mut failures = 0u32;
     loop {
         phases.mark_unchanged();
-        let attempt =
-            tokio::time::timeout(TIMEOUT, attempt(&mut client, &identity, &status.load())).await;
+        let load = status.load();
+        let attempt = tokio::time::timeout(TIMEOUT, attempt(&mut client, &identity, &load)).await;
         match attempt.unwrap_or_else(|_| Err("no answer from the API server".to_owned())) {
             Ok(()) => {
                 if failures > 0 {
@@ -69,6 +75,7 @@ pub(super) async fn renew(identity: LeaseIdentity, status: Status, stop: Cancell
                     );
                 }
                 failures = 0;
+                told.send_replace(Some(load.phase));
             }
             Err(problem) => {
                 failures += 1;

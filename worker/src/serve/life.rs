@@ -13,6 +13,7 @@ use shell::readiness::{Condition, Readiness};
 use shell::{admin, clock, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::app::{App, routes};
@@ -29,7 +30,8 @@ use crate::sampling::SamplingParams;
 
 /// How often the engine's pulse is felt.
 const PULSE_EVERY: Duration = Duration::from_secs(1);
-/// How long streams that were ended with an error may take to say so.
+/// How long streams that were ended with an error may take to say so, and the
+/// Lease that the worker drains.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the proof that the model works may take.
 const WARM_UP: Duration = Duration::from_secs(600);
@@ -98,6 +100,8 @@ struct Life {
     api: std::sync::Mutex<Option<TcpListener>>,
     engine_metrics: EngineMetrics,
     http_metrics: HttpMetrics,
+    /// The phase that the Lease says; `None` without a Lease.
+    told: Option<watch::Receiver<Option<Phase>>>,
     /// Ends what goes on until the very end: admin port and Lease.
     end: CancellationToken,
 }
@@ -110,13 +114,14 @@ impl Drop for Life {
 
 impl Life {
     async fn begin(args: ServeArgs) -> Result<Self, ServeError> {
-        let life = Self {
+        let mut life = Self {
             began: clock::now(),
             readiness: Readiness::default(),
             status: Status::default(),
             api: std::sync::Mutex::new(Some(admin::bind(args.listen).await?)),
             engine_metrics: EngineMetrics::default(),
             http_metrics: HttpMetrics::default(),
+            told: None,
             end: CancellationToken::new(),
             args,
         };
@@ -142,11 +147,14 @@ impl Life {
         tokio::spawn(admin::serve(listener, routes, life.end.clone()));
         if life.args.lease {
             let identity = LeaseIdentity::read(|name| std::env::var(name).ok())?;
+            let (tell, told) = watch::channel(None);
             tokio::spawn(lease::renew(
                 identity,
                 life.status.clone(),
+                tell,
                 life.end.clone(),
             ));
+            life.told = Some(told);
         }
         Ok(life)
     }
@@ -242,12 +250,27 @@ impl Life {
             let _ = tokio::time::timeout(LAST_WORDS, gate.emptied()).await;
         }
         closing.cancel();
-        if let Some(server) = server {
-            // Idle connections end at once; a reader that stalls is not waited for.
-            let _ = tokio::time::timeout(LAST_WORDS, server).await;
-        }
+        let closed = async {
+            if let Some(server) = server {
+                // Idle connections end at once; a reader that stalls is not waited for.
+                let _ = tokio::time::timeout(LAST_WORDS, server).await;
+            }
+        };
+        tokio::join!(closed, self.has_told_of_drain());
         tracing::info!("stopped");
         Ok(())
+    }
+
+    /// Waits until the Lease says that the worker drains. One that has nothing to finish would
+    /// be gone before, and who decides by the Lease would take it for lost.
+    async fn has_told_of_drain(&self) {
+        let Some(mut told) = self.told.clone() else {
+            return;
+        };
+        let told = told.wait_for(|phase| *phase == Some(Phase::Draining));
+        if tokio::time::timeout(LAST_WORDS, told).await.is_err() {
+            tracing::warn!("the Lease does not say that this worker drains");
+        }
     }
 
     /// Ends when the engine is no longer of use.

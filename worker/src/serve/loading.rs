@@ -7,7 +7,7 @@ use std::sync::Arc;
 use protocol::load::Phase;
 use shell::clock;
 
-use super::args::{Dtype, ServeArgs};
+use super::args::ServeArgs;
 use super::images::ImageReader;
 use super::memory;
 use super::remote::RemoteImages;
@@ -16,7 +16,7 @@ use super::texts::{CheckpointTexts, Texts};
 use crate::engine::{Budget, EngineMetrics, EngineOptions, LoadedModel, VisionCache};
 use crate::fetch::{self, FetchError, Progress};
 use crate::image::{ImageProcessor, ProcessorConfig, ProcessorError};
-use crate::model::{DeviceChoice, ForwardError, LoadError, LoadOptions, Model};
+use crate::model::{Dtype, ForwardError, LoadError, Model};
 use crate::prompt::{PromptError, PromptRenderer};
 
 /// Image tiles that are encoded between two steps of the running answers.
@@ -136,16 +136,7 @@ fn read(
     status: &Status,
     metrics: EngineMetrics,
 ) -> Result<Loaded, LoadFailure> {
-    let options = LoadOptions {
-        format: args.quantization,
-        device: args
-            .cuda_device
-            .map_or(DeviceChoice::Cpu, DeviceChoice::Cuda),
-        context: args.context_length,
-        base,
-        vision_tower: args.vision_tower.clone(),
-        threads: args.threads,
-    };
+    let options = args.load_options(base);
     if let Some(dtype @ (Dtype::F16 | Dtype::Bf16)) = args.dtype
         && args.cuda_device.is_none()
     {

@@ -24,8 +24,8 @@ pub(super) trait Texts: Send + Sync + 'static {
     /// From tokens to text.
     fn decoder(&self) -> Decode;
 
-    /// Text of one token, special or not.
-    fn token(&self, token: u32) -> String;
+    /// Bytes of one token, special or not; they may be a part of a character.
+    fn token(&self, token: u32) -> Vec<u8>;
 }
 
 /// A checkpoint's own.
@@ -70,11 +70,63 @@ impl Texts for CheckpointTexts {
         Arc::clone(&self.decoder)
     }
 
-    fn token(&self, token: u32) -> String {
-        self.renderer
-            .tokenizer()
-            .inner()
-            .decode(&[token], false)
-            .unwrap_or_default()
+    fn token(&self, token: u32) -> Vec<u8> {
+        match self.decoder.piece(token) {
+            // Special tokens add nothing to a text, and are named here all the same.
+            Some(piece) if !piece.is_empty() => piece.as_bytes().to_vec(),
+            _ => self.renderer.tokenizer().bytes(token),
+        }
+    }
+}
+
+/// A token's bytes where a text is needed; a part of a character as OpenAI writes it, `bytes:\xe6`.
+#[must_use]
+pub(super) fn written(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("bytes:{}", bytes.escape_ascii()),
+    }
+}
+
+#[cfg(test)]
+impl CheckpointTexts {
+    /// Those of the demo checkpoint, whose tokenizer is SentencePiece's.
+    pub(super) fn demo() -> Self {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = root.join("../models/llava-shapes");
+        let model = crate::config::ModelConfig::read(&dir, None).unwrap();
+        let renderer = PromptRenderer::from_checkpoint(&dir, &model, None).unwrap();
+        Self::new(renderer, model.text.vocab)
+    }
+
+    /// Tokens of a text.
+    pub(super) fn ids(&self, text: &str) -> Vec<u32> {
+        let tokenizer = self.renderer.tokenizer().inner();
+        tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_keep_the_bytes_that_a_decoder_of_one_token_loses() {
+        let texts = CheckpointTexts::demo();
+        let text = "The red circle, 漢 and\n  🦙";
+        let bytes: Vec<_> = texts
+            .ids(text)
+            .into_iter()
+            .map(|id| texts.token(id))
+            .collect();
+        assert_eq!(bytes.concat(), format!(" {text}").into_bytes());
+        let written: Vec<_> = bytes.iter().map(|bytes| written(bytes)).collect();
+        assert_eq!(written[0], " The");
+        for part in ["bytes:\\xe6", "bytes:\\xbc", "bytes:\\xa2"] {
+            assert!(written.iter().any(|text| text == part), "{part}");
+        }
+        let end = texts.renderer.tokenizer().inner().token_to_id("</s>");
+        assert_eq!(texts.token(end.unwrap()), b"</s>");
+        assert_eq!(texts.token(10_000), b"", "an id beyond the vocabulary");
     }
 }

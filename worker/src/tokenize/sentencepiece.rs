@@ -11,7 +11,7 @@ use tokenizers::tokenizer::AddedToken;
 use super::files::SpecialTokens;
 
 /// The character that stands for a space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 /// Most pieces that a model may have.
 const MOST_PIECES: usize = 1 << 20;
 

@@ -81,6 +81,26 @@ async fn a_stream_is_byte_for_byte_what_the_sdks_read() {
 }
 
 #[tokio::test]
+async fn no_proxy_holds_a_stream_back_and_comments_fill_its_pauses() {
+    let worker = Worker::start(&["--keep-alive", "0.001", "--prefill-chunk", "8"]).await;
+    // Nothing comes while so long a prompt is computed.
+    let mut body = ask(&"x".repeat(1500), 3);
+    body["stream"] = json!(true);
+    let response = worker.chat(&body).await;
+    let headers = response.headers().clone();
+    assert_eq!(headers["content-type"], sse::CONTENT_TYPE);
+    assert_eq!(headers["cache-control"], "no-cache");
+    assert_eq!(headers["x-accel-buffering"], "no");
+    let wire = response.text().await.unwrap();
+    let (opening, rest) = wire.split_once(": keep-alive\n\n").unwrap();
+    assert!(opening.ends_with("\n\n"), "{opening}");
+    assert!(opening.contains("assistant"), "{opening}");
+    assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    body["stream"] = json!(false);
+    assert_eq!(text_of(&wire), text(worker.chat(&body).await).await);
+}
+
+#[tokio::test]
 async fn a_completion_streams_byte_for_byte_what_the_sdks_read() {
     let worker = Worker::start(&[]).await;
     let body = json!({

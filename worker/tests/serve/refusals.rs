@@ -19,6 +19,8 @@ async fn every_wrong_request_names_what_is_wrong() {
     .await;
     let parts =
         |parts: Value| json!({"messages": [{"role": "user", "content": parts}]}).to_string();
+    let with =
+        |field: &str| format!(r#"{{{field}, "messages": [{{"role": "user", "content": "x"}}]}}"#);
     let image = |url: &str| json!([{"type": "image_url", "image_url": url}]);
     let junk = format!("data:image/png;base64,{}", base64(b"no picture"));
     let many = json!([{"type": "image_url", "image_url": "x"}, {"type": "image_url", "image_url": "x"}, {"type": "image_url", "image_url": "x"}]);
@@ -54,6 +56,30 @@ async fn every_wrong_request_names_what_is_wrong() {
             400,
             "unsupported_parameter",
             Some("tools"),
+        ),
+        (
+            with(r#""tool_choice": "required""#),
+            400,
+            "unsupported_parameter",
+            Some("tool_choice"),
+        ),
+        (
+            with(r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#),
+            400,
+            "unsupported_parameter",
+            Some("tool_choice"),
+        ),
+        (
+            with(r#""response_format": {"type": "json_object"}"#),
+            400,
+            "unsupported_parameter",
+            Some("response_format"),
+        ),
+        (
+            with(r#""response_format": {"type": "json_schema", "json_schema": {"name": "f"}}"#),
+            400,
+            "unsupported_parameter",
+            Some("response_format"),
         ),
         (
             parts(image("https://example.com/x.png")),

@@ -41,7 +41,7 @@ impl Worker {
             "1",
         ];
         let path = dir.path().to_owned();
-        let worker = Self::launch(&path, &[&names, flags].concat(), Some(dir));
+        let worker = Self::launch(&path, &[&names, flags].concat(), &[], Some(dir));
         worker.until("ready", async || worker.ready().await).await;
         worker
     }
@@ -60,10 +60,20 @@ impl Worker {
 
     /// Starts to serve the checkpoint in `dir`.
     pub(crate) fn spawn(dir: &Path, flags: &[&str]) -> Self {
-        Self::launch(dir, flags, None)
+        Self::launch(dir, flags, &[], None)
     }
 
-    fn launch(dir: &Path, flags: &[&str], kept: Option<TempDir>) -> Self {
+    /// Starts to serve the demo checkpoint with these variables in the environment.
+    pub(crate) fn spawn_demo_with(variables: &[(&str, &str)], flags: &[&str]) -> Self {
+        Self::launch(&demo(), flags, variables, None)
+    }
+
+    fn launch(
+        dir: &Path,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        kept: Option<TempDir>,
+    ) -> Self {
         shell::tls::install_provider();
         let mut child = Command::new(env!("CARGO_BIN_EXE_llava-worker"))
             .args([
@@ -77,6 +87,7 @@ impl Worker {
             .args(flags)
             .arg("--model")
             .arg(dir)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();

@@ -33,7 +33,7 @@ fn waiting(id: SequenceId, key: Key) -> Waiting {
         id,
         key,
         started: false,
-        tiles: 0,
+        tiles: Vec::new(),
         deadline: None,
     }
 }
@@ -62,8 +62,8 @@ fn play(state: &mut State, step: &Step, left: &mut BTreeMap<SequenceId, usize>) 
     for &slot in &step.evict {
         state.evict(slot);
     }
-    for &id in &step.encode {
-        state.running_mut(id).unwrap().tiles = 0;
+    for &(id, images) in &step.encode {
+        state.running_mut(id).unwrap().tiles.drain(..images);
     }
     state.note_order(step);
     let decoded = step.decode.iter().map(|&id| (id, 1));
@@ -227,17 +227,51 @@ fn when_memory_runs_out_the_last_one_goes_back_and_the_first_one_stays() {
     assert!(preempted.iter().all(|&id| id == 1));
 }
 
+/// Images of one step: of which request, and how many.
+type Images = &'static [(SequenceId, usize)];
+
 #[test]
-fn images_are_encoded_before_prompts_and_together() {
-    let mut state = state(4, &[0..5, 100..105, 200..205]);
-    for (waiting, tiles) in state.waiting.iter_mut().zip([3, 1, 5]) {
-        waiting.tiles = tiles;
-    }
+fn images_are_encoded_before_prompts_in_steps_of_the_budget_beside_who_runs() {
     let now = clock::now();
-    let step = plan(&state, now);
-    play(&mut state, &step, &mut BTreeMap::new());
-    let step = plan(&state, now);
-    assert_eq!((step.encode, step.prefill.len()), (vec![0, 1], 0));
+    // Tiles of the images of each request, and what the steps encode.
+    let table: [(&[&[usize]], &[Images]); 6] = [
+        (&[&[]], &[]),
+        (&[&[3], &[1], &[5]], &[&[(1, 1), (2, 1)], &[(3, 1)]]),
+        (&[&[2, 2, 2]], &[&[(1, 2)], &[(1, 1)]]),
+        (&[&[5, 5, 5]], &[&[(1, 1)], &[(1, 1)], &[(1, 1)]]),
+        (&[&[9, 1], &[3]], &[&[(1, 1)], &[(1, 1), (2, 1)]]),
+        (&[&[3, 3], &[1]], &[&[(1, 1)], &[(1, 1), (2, 1)]]),
+    ];
+    for (requests, expected) in table {
+        let mut state = state(4, &[0..5]);
+        let mut left: BTreeMap<_, _> = (0..4).map(|id| (id, 50)).collect();
+        for _ in 0..2 {
+            let step = plan(&state, now);
+            play(&mut state, &step, &mut left);
+        }
+        for (id, tiles) in (1..).zip(requests) {
+            let key = prompt(id as u32 * 100..id as u32 * 100 + 5);
+            state.waiting.push_back(Waiting {
+                tiles: tiles.to_vec(),
+                ..waiting(id, key)
+            });
+        }
+        let step = plan(&state, now);
+        play(&mut state, &step, &mut left);
+        for &images in expected {
+            let step = plan(&state, now);
+            assert_eq!(step.encode, images, "{requests:?}");
+            assert_eq!(step.decode, [0], "{requests:?}: who runs gets a token");
+            assert!(step.prefill.is_empty(), "{requests:?}");
+            play(&mut state, &step, &mut left);
+        }
+        let step = plan(&state, now);
+        assert_eq!(
+            (step.encode.len(), step.prefill.is_empty()),
+            (0, false),
+            "{requests:?}"
+        );
+    }
 }
 
 proptest! {
@@ -245,11 +279,12 @@ proptest! {
     #[test]
     fn every_history_keeps_the_rules_and_ends(
         slots in 1usize..5,
-        requests in prop::collection::vec((0u32..3, 1u32..50, 1usize..40, 0usize..6), 1..12),
+        requests in prop::collection::vec(
+            (0u32..3, 1u32..50, 1usize..40, prop::collection::vec(1usize..6, 0..4)), 1..12),
     ) {
         let mut state = State::new(BUDGET, slots);
         let mut lengths = Vec::new();
-        for (id, &(family, length, tokens, tiles)) in requests.iter().enumerate() {
+        for (id, (family, length, tokens, tiles)) in requests.into_iter().enumerate() {
             // Three families of prompts, so that beginnings are shared.
             let key = prompt(family * 1000..family * 1000 + length);
             lengths.push(tokens.min(100 - length as usize));
@@ -259,6 +294,12 @@ proptest! {
             let chunk: usize = step.prefill.iter().map(|(_, range)| range.len()).sum();
             assert!(chunk <= BUDGET.chunk_tokens);
             assert!(step.encode.is_empty() || step.prefill.is_empty(), "one kind of work at a time");
+            let images = step.encode.iter().flat_map(|&(id, images)| {
+                let running = state.running.iter().find(|running| running.id == id).unwrap();
+                &running.tiles[..images]
+            });
+            let (images, tiles) = images.fold((0, 0usize), |(images, sum), tiles| (images + 1, sum + tiles));
+            assert!(tiles <= BUDGET.tiles || images == 1, "{images} images of {tiles} tiles at once");
             let stays = |id: &u64| !step.preempt.contains(id);
             if step.moves() {
                 assert!(step.decode.is_empty() && chunk == 0, "who moves first is computed next");

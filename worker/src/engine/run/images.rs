@@ -16,18 +16,21 @@ use crate::input::ImageFeatures;
 use crate::pixels::PixelValues;
 
 impl<B: Backend> Engine<B> {
-    /// Gives these sequences the images that they lack. One whose image cannot
-    /// be encoded ends.
-    pub(super) fn encode(&mut self, ids: &[SequenceId]) {
+    /// Gives these sequences the next so many of the images that they lack. One whose
+    /// image cannot be encoded ends.
+    pub(super) fn encode(&mut self, next: &[(SequenceId, usize)]) {
         let mut features = HashMap::new();
         let mut wanted: HashMap<ImageHash, Arc<PixelValues>> = HashMap::new();
-        for id in ids {
+        let mut asked: Vec<(SequenceId, Vec<usize>)> = Vec::new();
+        for (id, count) in next {
             let (Some(running), Some(sequence)) =
                 (self.state.running_mut(*id), self.sequences.get(id))
             else {
                 continue;
             };
-            for index in sequence.missing_images(&running.key, running.computed) {
+            let missing = sequence.missing_images(&running.key, running.computed);
+            let indices: Vec<usize> = missing.take(*count).collect();
+            for &index in &indices {
                 let image = &sequence.images[index];
                 // A sequence of an earlier step may have brought the same one.
                 if let Some(encoded) = self.options.images.get(&image.hash) {
@@ -36,6 +39,7 @@ impl<B: Backend> Engine<B> {
                     wanted.insert(image.hash, Arc::clone(pixels));
                 }
             }
+            asked.push((*id, indices));
         }
         if !wanted.is_empty() {
             let began = clock::now();
@@ -50,12 +54,17 @@ impl<B: Backend> Engine<B> {
                 }
             }
         }
-        for &id in ids {
-            self.hand_out(id, &features);
+        for (id, indices) in asked {
+            self.hand_out(id, &indices, &features);
         }
     }
 
-    fn hand_out(&mut self, id: SequenceId, features: &HashMap<ImageHash, ImageFeatures>) {
+    fn hand_out(
+        &mut self,
+        id: SequenceId,
+        asked: &[usize],
+        features: &HashMap<ImageHash, ImageFeatures>,
+    ) {
         let (Some(running), Some(sequence)) =
             (self.state.running_mut(id), self.sequences.get_mut(&id))
         else {
@@ -69,8 +78,11 @@ impl<B: Backend> Engine<B> {
                     .cloned();
             }
         }
-        running.tiles = 0;
-        if sequence.missing_tiles(&running.key, running.computed) > 0 {
+        running.tiles = sequence.missing_tiles(&running.key, running.computed);
+        if asked
+            .iter()
+            .any(|index| sequence.features[*index].is_none())
+        {
             self.fail(id);
         }
     }

@@ -2,6 +2,7 @@
 //! the attention of a few query rows over them.
 
 use super::super::block::{Block, F32, ROWS};
+use super::super::pages::give_back;
 use super::super::pointwise::softmax_row;
 use super::super::{Instructions, PANEL};
 
@@ -75,6 +76,16 @@ impl HeadCache {
             );
             self.values[to..to + count * PANEL]
                 .copy_from_slice(&other.values[from..from + count * PANEL]);
+        }
+    }
+
+    /// Gives the memory of all but the first `kept` positions back to the system.
+    pub(crate) fn give_back(&mut self, kept: usize) {
+        let kept = kept.next_multiple_of(PANEL).min(self.positions);
+        give_back(&mut self.keys[kept * self.channels..]);
+        for panel in 0..self.channels.div_ceil(PANEL) {
+            let all = panel * self.positions..(panel + 1) * self.positions;
+            give_back(&mut self.values[(all.start + kept) * PANEL..all.end * PANEL]);
         }
     }
 

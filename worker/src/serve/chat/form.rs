@@ -14,7 +14,7 @@ use protocol::sse;
 
 use crate::engine::TokenEvent;
 use crate::serve::reply::{Form, Head};
-use crate::serve::texts::Texts;
+use crate::serve::texts::{Texts, written};
 
 /// Chat answers as they grow.
 pub(super) struct ChatForm {
@@ -161,18 +161,18 @@ impl Form for ChatForm {
 }
 
 fn token_logprob(texts: &dyn Texts, token: &TokenEvent) -> TokenLogprob {
-    let text = texts.token(token.token);
     let top = token.top.iter().map(|candidate| {
-        let text = texts.token(candidate.token);
+        let bytes = texts.token(candidate.token);
         TopLogprob {
-            bytes: text.clone().into_bytes(),
-            token: text,
+            token: written(&bytes),
+            bytes,
             logprob: candidate.logprob,
         }
     });
+    let bytes = texts.token(token.token);
     TokenLogprob {
-        bytes: text.clone().into_bytes(),
-        token: text,
+        token: written(&bytes),
+        bytes,
         logprob: token.logprob.unwrap_or_default(),
         top_logprobs: top.collect(),
     }

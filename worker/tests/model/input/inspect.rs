@@ -71,6 +71,26 @@ fn a_checkpoint_says_what_messages_and_images_cost() {
 }
 
 #[test]
+fn pictures_that_were_not_given_are_in_no_count() {
+    let dir = next_checkpoint();
+    let with = |parts: Vec<Part>| {
+        answer(&Question {
+            model: Some(dir.path().to_owned()),
+            messages: Some(vec![Message::parts(Role::User, parts)]),
+            ..Question::default()
+        })
+    };
+    let tokens = with(vec![Part::Image, Part::text("Which?")])["tokens"].clone();
+    let text = tokens["text"].as_u64().unwrap();
+    assert_eq!(tokens, json!({ "text": text }));
+    let tokens = with(vec![Part::text("Which?")])["tokens"].clone();
+    assert_eq!(
+        (&tokens["images"], &tokens["total"]),
+        (&json!(0), &tokens["text"])
+    );
+}
+
+#[test]
 fn a_template_alone_needs_no_checkpoint() {
     let answer = answer(&Question {
         template: Some("mistral_instruct".to_owned()),
