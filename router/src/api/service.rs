@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -25,7 +25,7 @@ use crate::proxy::headers;
 use crate::proxy::held::{Held, Work};
 use crate::refusal::Refusal;
 use crate::request::facts::Facts;
-use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::request::intake::{Budget, IntakeError, Patience, Payload, take_in};
 use crate::server::Api;
 use crate::trace::Tracing;
 
@@ -183,7 +183,11 @@ impl Gate {
             }
             refusal
         };
-        let taken = self.take_in(&head.headers, body, self.limits.max_body);
+        let total = asked_timeout(&head.headers).map_or(self.timeouts.request_timeout, |t| {
+            t.min(self.timeouts.request_timeout)
+        });
+        let patience = self.patience(total, started);
+        let taken = self.take_in(&head.headers, body, self.limits.max_body, patience);
         let (payload, facts) = match taken.await {
             Ok(taken) => taken,
             Err(refusal) => return refuse(refusal).into_response(),
@@ -198,9 +202,6 @@ impl Gate {
             return refused(refuse(Refusal::unknown_model(model)), is_llava);
         };
         pool.meter.body_bytes.add(payload.len());
-        let total = asked_timeout(&head.headers).map_or(self.timeouts.request_timeout, |t| {
-            t.min(self.timeouts.request_timeout)
-        });
         let mut headers = head.headers;
         headers::towards_worker(&mut headers, id);
         let path = head.uri.into_parts().path_and_query;
@@ -234,14 +235,23 @@ impl Gate {
         done.unwrap_or_else(|refusal| refused(refusal, is_llava))
     }
 
+    fn patience(&self, total: Duration, since: Instant) -> Patience {
+        Patience {
+            stall: self.timeouts.body_timeout,
+            total,
+            since,
+        }
+    }
+
     async fn take_in(
         &self,
         headers: &HeaderMap,
         body: Incoming,
         max: u64,
+        patience: Patience,
     ) -> Result<(Payload, Facts), Refusal> {
         let leaving = Leaving(Some(&self.meter));
-        let taken = take_in(headers, body, &self.budget, max, self.timeouts.body_timeout).await;
+        let taken = take_in(headers, body, &self.budget, max, patience).await;
         leaving.stayed();
         taken.map_err(|error| {
             if matches!(error, IntakeError::Aborted) {
@@ -257,7 +267,8 @@ impl Gate {
         body: Incoming,
         directory: &Directory,
     ) -> Result<Bytes, Refusal> {
-        let (payload, facts) = self.take_in(headers, body, SMALL_BODY).await?;
+        let patience = self.patience(self.timeouts.request_timeout, shell::clock::now());
+        let (payload, facts) = self.take_in(headers, body, SMALL_BODY, patience).await?;
         drop(payload);
         let model = facts.model.ok_or_else(Refusal::missing_model)?;
         let host = headers
