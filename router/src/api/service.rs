@@ -205,6 +205,7 @@ impl Gate {
         let mut headers = head.headers;
         headers::towards_worker(&mut headers, id);
         let path = head.uri.into_parts().path_and_query;
+        let deadline = started + total;
         let job = Job {
             uri: path.map(Into::into).unwrap_or_default(),
             headers,
@@ -212,7 +213,7 @@ impl Gate {
             span,
             is_llava,
             started,
-            deadline: started + total,
+            deadline,
             timeouts: Arc::clone(&self.timeouts),
         };
         let framing = match (is_llava, facts.stream) {
@@ -229,7 +230,7 @@ impl Gate {
             let patience = framing.pause(self.timeouts.keep_alive);
             match tokio::time::timeout(patience, &mut work).await {
                 Ok(done) => done,
-                Err(_) => return begun(work, framing, patience),
+                Err(_) => return begun(work, framing, patience, deadline),
             }
         };
         done.unwrap_or_else(|refusal| refused(refusal, is_llava))
@@ -316,8 +317,8 @@ fn refused(refusal: Refusal, is_llava: bool) -> Response<Body> {
 }
 
 /// The head of a stream whose first byte is not there yet.
-fn begun(work: Work, framing: Framing, every: Duration) -> Response<Body> {
-    let held = Held::new(work, framing, every);
+fn begun(work: Work, framing: Framing, every: Duration, deadline: Instant) -> Response<Body> {
+    let held = Held::new(work, framing, every, deadline);
     let mut response = Response::new(Body::Held(Box::new(held)));
     if framing == Framing::Sse {
         let headers = response.headers_mut();
