@@ -174,6 +174,11 @@ mod tests {
             first >= 2,
             "the report of one was compared with nothing of the other"
         );
+        // And this is what operators see.
+        let queues = || -> Vec<u64> { pool.view(now).iter().map(|w| w.queue.count).collect() };
+        assert_eq!(queues(), [4, 0]);
+        pool.reported(&workers[1], load(4, 16, 1), Own::default(), now);
+        assert_eq!(queues(), [13, 4]);
     }
 
     #[test]

@@ -195,27 +195,33 @@ impl State {
         Duration::from_secs_f64((ahead * self.seconds_between_releases).clamp(0.0, 3600.0))
     }
 
-    /// What an operator of the router wants to know.
+    /// What an operator of the router wants to know: what a request would be judged by
+    /// that came now.
     pub(super) fn view(&self, rules: &Rules, now: Instant) -> Vec<WorkerView> {
-        let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
-        let judge_leases = self.judge_leases(now);
-        let routers = self.replicas.get(now);
-        let view = |member: &Member| WorkerView {
-            worker: Arc::clone(&member.worker),
-            preference: member
-                .is_open()
-                .then(|| member.preference(usual_wait, judge_leases, now)),
-            queue: estimate::queue(member.own, fresh(member, rules, now), routers),
-            own: member.own,
-            reported: member.reported.clone(),
-            slots: member.slots(rules.default_slots),
-            picks: member.picks,
-            last_error: member.last_error.clone(),
+        let mut candidates = Vec::new();
+        let reports_count = self.candidates(rules, now, &mut candidates);
+        let mut candidates = candidates.into_iter().peekable();
+        let view = |(index, member): (usize, &Member)| {
+            let candidate = candidates.next_if(|candidate| candidate.index == index);
+            WorkerView {
+                worker: Arc::clone(&member.worker),
+                preference: candidate.map(|candidate| candidate.preference),
+                queue: candidate.map_or_else(
+                    || self.queue(member, reports_count, now),
+                    |candidate| candidate.queue,
+                ),
+                own: member.own,
+                reported: member.reported.clone(),
+                slots: member.slots(rules.default_slots),
+                picks: member.picks,
+                last_error: member.last_error.clone(),
+            }
         };
-        self.members.iter().map(view).collect()
+        self.members.iter().enumerate().map(view).collect()
     }
 
-    /// Who may take a request, and whether reports count among them.
+    /// Who may take a request, in the order of members, and whether reports count among
+    /// them.
     fn candidates(&self, rules: &Rules, now: Instant, out: &mut Vec<Candidate>) -> bool {
         out.clear();
         let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
@@ -225,6 +231,7 @@ impl State {
                 out.push(Candidate {
                     index,
                     preference: member.preference(usual_wait, judge_leases, now),
+                    queue: Queue::default(),
                     score: 0.0,
                     share: 0.0,
                     has_room: false,
@@ -232,21 +239,20 @@ impl State {
             }
         }
         // A worker on trial that nobody would pick for its score still has to be tried.
-        let routers = self.replicas.get(now);
         let trusted = |c: &Candidate| c.preference.is_trusted();
         let any_trusted = out.iter().any(trusted);
         let reports_count = out
             .iter()
             .filter(|c| trusted(c) || !any_trusted)
-            .all(|c| fresh(&self.members[c.index], rules, now).is_some());
+            .all(|c| is_fresh(&self.members[c.index], rules, now));
         for candidate in out {
             let member = &self.members[candidate.index];
-            let report = member.reported.as_ref().filter(|_| reports_count);
-            let queue = estimate::queue(member.own, report, routers);
+            let queue = self.queue(member, reports_count, now);
             let slots = member.slots(rules.default_slots);
             let warmth = member.warmth(rules.warm_up, now);
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let queued = (queue.weight + estimate::UNIT) as f64;
+            candidate.queue = queue;
             candidate.share = f64::from(slots) * warmth;
             candidate.score = queued / candidate.share;
             candidate.has_room =
@@ -255,16 +261,19 @@ impl State {
         reports_count
     }
 
+    fn queue(&self, member: &Member, reports_count: bool, now: Instant) -> Queue {
+        let report = member.reported.as_ref().filter(|_| reports_count);
+        estimate::queue(member.own, report, self.replicas.get(now))
+    }
+
     /// If all Leases look stale, the API server or our clock is the suspect.
     fn judge_leases(&self, now: Instant) -> bool {
         !self.members.iter().all(|member| member.is_stale(now))
     }
 }
 
-fn fresh<'a>(member: &'a Member, rules: &Rules, now: Instant) -> Option<&'a Reported> {
+fn is_fresh(member: &Member, rules: &Rules, now: Instant) -> bool {
     let limit = FRESH.max(rules.poll_interval * 3);
-    member
-        .reported
-        .as_ref()
-        .filter(|reported| reported.age(now) <= limit)
+    let reported = member.reported.as_ref();
+    reported.is_some_and(|reported| reported.age(now) <= limit)
 }
