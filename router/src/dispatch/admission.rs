@@ -137,6 +137,7 @@ mod tests {
     use super::*;
     use crate::dispatch::estimate::Own;
     use crate::dispatch::pool::tests::{ask, load, offer, pool, worker};
+    use crate::dispatch::reservation::{Answered, Verdict};
 
     #[test]
     fn the_least_loaded_for_its_slots_is_picked() {
@@ -179,6 +180,35 @@ mod tests {
         assert_eq!(queues(), [4, 0]);
         pool.reported(&workers[1], load(4, 16, 1), Own::default(), now);
         assert_eq!(queues(), [13, 4]);
+    }
+
+    #[test]
+    fn whoever_would_wait_longer_than_it_can_is_told_how_long_at_once() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, start)];
+        offer(&pool, &workers, start);
+        let enter = |now| match pool.enter(ask(), now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        let mut at_worker = [enter(start), enter(start), enter(start)];
+        let well = Answered {
+            load: None,
+            complete: false,
+            verdict: Verdict::Well,
+        };
+        at_worker[0].answered(well, start);
+        // Three at a time, 90 s each: one ends every 30 s.
+        let now = start + Duration::from_secs(90);
+        at_worker[0].release_at(now);
+        at_worker[0] = enter(now);
+        let waiting = [pool.enter(ask(), now), pool.enter(ask(), now)];
+        assert!(waiting.iter().all(|entry| matches!(entry, Entry::Wait(_))));
+        let Entry::Refused(Shed::Busy { retry_after }) = pool.enter(ask(), now) else {
+            panic!("it would wait for 90 s, and can for 60 s");
+        };
+        assert_eq!(retry_after, Duration::from_secs(90));
     }
 
     #[test]

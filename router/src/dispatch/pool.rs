@@ -63,7 +63,7 @@ impl Pool {
     /// Starts a retry, if the budget has room.
     pub(crate) fn try_retry(&self) -> bool {
         let state = &mut *self.lock();
-        let active = state.members.iter().map(|m| m.own.count).sum();
+        let active = state.in_flight();
         state.retries.try_start(active)
     }
 
@@ -138,18 +138,20 @@ impl Pool {
         self: &Arc<Self>,
         worker: &Arc<Worker>,
         weight: u64,
-        answered: bool,
+        answer: Option<Verdict>,
+        since: Instant,
         now: Instant,
     ) {
         let mut state = self.lock();
-        if let Some(last) = state.last_release.replace(now) {
-            let gap = now.saturating_duration_since(last).as_secs_f64().min(1.0);
-            state.seconds_between_releases += GAIN * (gap - state.seconds_between_releases);
+        // What was refused or failed says nothing of how long work takes.
+        if answer == Some(Verdict::Well) {
+            let seconds = now.saturating_duration_since(since).as_secs_f64();
+            state.seconds_in_slot.add(seconds);
         }
         if let Some(member) = state.member(worker) {
             member.own.count = member.own.count.saturating_sub(1);
             member.own.weight = member.own.weight.saturating_sub(weight);
-            if !answered {
+            if answer.is_none() {
                 member.health.neutral();
                 member.answer_given_up();
             }
@@ -243,7 +245,7 @@ impl Pool {
     pub(crate) fn demand(&self) -> Demand {
         let state = self.lock();
         Demand {
-            in_flight: state.members.iter().map(|m| m.own.count).sum(),
+            in_flight: state.in_flight(),
             waiting: u32::try_from(state.room.len()).unwrap_or(u32::MAX),
         }
     }

@@ -11,6 +11,7 @@ use crate::args::Dispatch;
 use crate::dispatch::budget::RetryBudget;
 use crate::dispatch::estimate::{self, Own, Queue, Reported};
 use crate::dispatch::health::{self, Standing};
+use crate::dispatch::mean::Mean;
 use crate::dispatch::member::{Member, Picks, Worker};
 use crate::dispatch::pick::{self, Candidate, Preference};
 use crate::dispatch::pool::Rules;
@@ -35,8 +36,7 @@ pub(super) struct State {
     pub(super) replicas: Replicas,
     pub(super) dispatch: Option<Dispatch>,
     pub(super) seconds_to_first_byte: f64,
-    pub(super) seconds_between_releases: f64,
-    pub(super) last_release: Option<Instant>,
+    pub(super) seconds_in_slot: Mean,
     scratch: Vec<Candidate>,
     rng: SmallRng,
 }
@@ -85,8 +85,7 @@ impl Default for State {
             replicas: Replicas::default(),
             dispatch: None,
             seconds_to_first_byte: 0.0,
-            seconds_between_releases: 0.0,
-            last_release: None,
+            seconds_in_slot: Mean::default(),
             scratch: Vec::new(),
             rng: SmallRng::from_rng(&mut rand::rng()),
         }
@@ -188,11 +187,18 @@ impl State {
             .unwrap_or(u32::MAX / 8)
     }
 
-    /// How long a request that came now would wait for a slot.
+    /// Requests at workers.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.members.iter().map(|member| member.own.count).sum()
+    }
+
+    /// How long a request that came now would wait for a slot. Of those in flight one ends
+    /// each time that a request takes, divided by their number (Little's law).
     pub(super) fn expected_wait(&self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let ahead = (self.room.len() + 1) as f64;
-        Duration::from_secs_f64((ahead * self.seconds_between_releases).clamp(0.0, 3600.0))
+        let between_ends = self.seconds_in_slot.get() / f64::from(self.in_flight().max(1));
+        Duration::from_secs_f64((ahead * between_ends).clamp(0.0, 3600.0))
     }
 
     /// What an operator of the router wants to know: what a request would be judged by
