@@ -16,7 +16,7 @@ use crate::api::{llava, models, page};
 use crate::args::{Limits, Timeouts};
 use crate::dispatch::fleet::{Directory, Fleet};
 use crate::metrics::Meter;
-use crate::metrics::meter::Phase;
+use crate::metrics::meter::{Count, Phase};
 use crate::proxy::attempt::Job;
 use crate::proxy::body::Body;
 use crate::proxy::cut::Framing;
@@ -52,6 +52,8 @@ pub(crate) struct Gate {
     pub(crate) page: bool,
     /// Requests that reach no pool.
     pub(crate) meter: Meter,
+    /// Requests refused because too many bytes were held; their model is not read yet.
+    pub(crate) buffers_full: Count,
     /// Whether the router is going down.
     pub(crate) draining: AtomicBool,
 }
@@ -255,8 +257,10 @@ impl Gate {
         let taken = take_in(headers, body, &self.budget, max, patience).await;
         leaving.stayed();
         taken.map_err(|error| {
-            if matches!(error, IntakeError::Aborted) {
-                self.meter.caller_aborts.up(Phase::Body);
+            match error {
+                IntakeError::Aborted => self.meter.caller_aborts.up(Phase::Body),
+                IntakeError::BuffersFull => self.buffers_full.up(),
+                _ => {}
             }
             Refusal::intake(&error)
         })

@@ -101,6 +101,10 @@ async fn all_bodies_together_are_bounded() {
         (503, "buffers_full")
     );
     assert!(reply.headers.contains_key("retry-after"));
+    assert_eq!(
+        metric(&router, "llava_router_buffers_full_total", "").await,
+        1.0
+    );
     assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
 }
 
