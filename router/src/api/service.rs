@@ -140,7 +140,7 @@ impl Gate {
         let directory = self.fleet.directory();
         let answer = match route {
             Route::Forward { is_llava } => {
-                return self.forward(head, body, is_llava, &directory, id).await;
+                return self.forward(head, body, is_llava, id).await;
             }
             Route::Models => Ok(models::list(&directory)),
             Route::Model(id) => {
@@ -170,7 +170,6 @@ impl Gate {
         mut head: http::request::Parts,
         body: Incoming,
         is_llava: bool,
-        directory: &Directory,
         id: &HeaderValue,
     ) -> Response<Body> {
         let started = shell::clock::now();
@@ -190,18 +189,19 @@ impl Gate {
         });
         let patience = self.patience(total, started);
         let taken = self.take_in(&head.headers, body, self.limits.max_body, patience);
-        let (payload, facts) = match taken.await {
+        let (payload, mut facts) = match taken.await {
             Ok(taken) => taken,
             Err(refusal) => return refuse(refusal).into_response(),
         };
-        let Some(model) = &facts.model else {
+        let Some(model) = facts.model.take() else {
             return refuse(Refusal::missing_model()).into_response();
         };
         if let Some(span) = &span {
-            span.model(model);
+            span.model(&model);
         }
-        let Some(pool) = directory.pool(model) else {
-            return refused(refuse(Refusal::unknown_model(model)), is_llava);
+        // Not earlier: models come and go while a body arrives.
+        let Some(pool) = self.fleet.directory().pool(&model).cloned() else {
+            return refused(refuse(Refusal::unknown_model(&model)), is_llava);
         };
         pool.meter.body_bytes.add(payload.len());
         let mut headers = head.headers;
@@ -213,6 +213,7 @@ impl Gate {
             headers,
             payload,
             span,
+            model,
             is_llava,
             started,
             deadline,
@@ -224,7 +225,7 @@ impl Gate {
             (false, false) => Framing::Opaque,
         };
         let tokens = facts.tokens();
-        let work = forward(Arc::clone(pool), job, tokens);
+        let work = forward(pool, job, tokens);
         let done = if framing == Framing::Opaque {
             work.await
         } else {

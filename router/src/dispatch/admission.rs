@@ -45,6 +45,8 @@ pub(crate) enum Shed {
     HoldFull,
     /// Every worker was tried.
     Exhausted,
+    /// The model is gone.
+    Gone,
 }
 
 /// A place in the waiting room; given up on drop.
@@ -61,6 +63,9 @@ impl Pool {
     /// Asks for a slot.
     pub(crate) fn enter(self: &Arc<Self>, ask: Ask, now: Instant) -> Entry {
         let mut state = self.lock();
+        if state.closed {
+            return Entry::Refused(Shed::Gone);
+        }
         let weight = state.usual.weigh(ask.tokens);
         let is_retry = !ask.tried.is_empty();
         if state.room.len() == 0 || is_retry {
@@ -111,7 +116,7 @@ impl Pool {
 }
 
 impl Waiting {
-    /// Waits for the slot.
+    /// Waits for the slot; `None` when the model is gone.
     pub(crate) async fn slot(&mut self) -> Option<Reservation> {
         (&mut self.reply).await.ok()
     }

@@ -241,6 +241,18 @@ impl Pool {
         self.fill(state, now);
     }
 
+    /// The model is gone: whoever waits for a worker of it is sent away, and nobody comes
+    /// in any more. What runs goes on.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.room.clear();
+        for member in &mut state.members {
+            member.offered = false;
+        }
+        state.members.retain(|m| m.own.count > 0);
+    }
+
     /// What is in flight and what waits.
     pub(crate) fn demand(&self) -> Demand {
         let state = self.lock();

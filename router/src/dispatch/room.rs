@@ -69,6 +69,11 @@ impl Room {
         self.waiters.retain(|waiter| waiter.ticket != ticket);
     }
 
+    /// Sends all away.
+    pub(crate) fn clear(&mut self) {
+        self.waiters.clear();
+    }
+
     /// Lets `place` try each waiter in turn until it says that all is full, and
     /// returns those that got a place with what they got.
     pub(crate) fn place<T>(

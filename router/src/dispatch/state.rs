@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) retries: RetryBudget,
     pub(super) replicas: Replicas,
     pub(super) dispatch: Option<Dispatch>,
+    /// Whether the model is gone.
+    pub(super) closed: bool,
     pub(super) seconds_to_first_byte: f64,
     pub(super) seconds_in_slot: Mean,
     scratch: Vec<Candidate>,
@@ -84,6 +86,7 @@ impl Default for State {
             retries: RetryBudget::default(),
             replicas: Replicas::default(),
             dispatch: None,
+            closed: false,
             seconds_to_first_byte: 0.0,
             seconds_in_slot: Mean::default(),
             scratch: Vec::new(),
