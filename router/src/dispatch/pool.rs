@@ -279,6 +279,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::dispatch::admission::{Ask, Entry, Waiting};
+    use crate::dispatch::pick::Preference;
     use crate::dispatch::reservation::Reservation;
     use crate::upstream::link::Links;
 
@@ -326,6 +327,45 @@ pub(super) mod tests {
             captured_at_ms: at,
             ..LoadReport::default()
         }
+    }
+
+    fn preferences(pool: &Arc<Pool>, now: Instant) -> Vec<Preference> {
+        let all = pool.view(now).into_iter();
+        all.filter_map(|worker| worker.preference).collect()
+    }
+
+    #[test]
+    fn workers_that_are_down_count_among_those_that_may_rest() {
+        use Preference::{Down, Ejected, Good};
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [1, 2, 3, 4].map(|number| worker(number, now));
+        offer(&pool, &workers, now);
+        let fail = |number: usize| {
+            let cause = "refused".to_owned();
+            pool.failed(&workers[number], Failure::Connect, cause, now);
+        };
+        fail(0);
+        assert_eq!(preferences(&pool, now), [Ejected, Good, Good, Good]);
+        for _ in 0..2 {
+            pool.probed(&workers[1], Some("no answer".to_owned()), now);
+        }
+        fail(2);
+        assert_eq!(preferences(&pool, now), [Ejected, Down, Good, Good]);
+    }
+
+    #[test]
+    fn requests_that_fail_together_eject_once() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [1, 2, 3, 4].map(|number| worker(number, now));
+        offer(&pool, &workers, now);
+        for _ in 0..5 {
+            pool.failed(&workers[0], Failure::Connect, String::new(), now);
+        }
+        assert_eq!(pool.meter.ejections.get(), 1);
+        let rested = now + Duration::from_secs(1);
+        assert_eq!(preferences(&pool, rested), [Preference::Good; 4]);
     }
 
     #[derive(Clone, Debug)]

@@ -163,20 +163,25 @@ impl State {
         placed
     }
 
-    /// Ejects the worker if the pool can spare it, and says whether it did.
+    /// Ejects the worker if the pool can spare it, and says whether it did. One that rests
+    /// already does so no longer for what was sent before.
     pub(super) fn eject(&mut self, worker: &Arc<Worker>, now: Instant) -> bool {
-        let open = self.members.iter().filter(|m| m.is_open()).count();
-        let ejected = self
-            .members
-            .iter()
-            .filter(|m| m.is_open() && m.health.standing(now) == Standing::Ejected)
-            .count();
-        let spare = health::can_spare(open, ejected);
-        if spare && let Some(member) = self.member(worker) {
+        let is_it = |m: &Member| Arc::ptr_eq(&m.worker, worker);
+        let standing = |m: &Member| m.health.standing(now);
+        let open = self.members.iter().filter(|m| m.is_open());
+        let away = open
+            .clone()
+            .filter(|m| !is_it(m) && matches!(standing(m), Standing::Ejected | Standing::Down));
+        let spare = health::can_spare(open.count(), away.count());
+        let Some(member) = self.member(worker) else {
+            return false;
+        };
+        let ejects = spare && member.health.standing(now) != Standing::Ejected;
+        if ejects {
             member.health.eject(now);
             tracing::warn!(worker = worker.name, "worker ejected for a while");
         }
-        spare
+        ejects
     }
 
     /// The smallest number of 5xx in a row among the other open workers; a
