@@ -117,7 +117,7 @@ mod tests {
 
     /// Drives an answer to which this happens, at once.
     fn driven(limit: Option<Duration>, moves: &[News]) -> impl Future<Output = Option<()>> {
-        let mut moves = moves.to_vec().into_iter();
+        let mut moves = moves.iter().copied();
         drive(limit, move |_| {
             moves.by_ref().for_each(tell);
             Poll::Pending
@@ -133,7 +133,7 @@ mod tests {
             driven(Some(Duration::from_millis(1)), &[in_time]).await,
             None
         );
-        let waits = |limit, moves| driven(limit, moves).now_or_never().is_none();
+        let waits = |limit, moves: &[News]| driven(limit, moves).now_or_never().is_none();
         assert!(waits(None, &[in_time]));
         assert!(waits(None, &[late, News::Taken]));
         assert!(waits(Some(Duration::from_secs(60)), &[in_time]));

@@ -144,6 +144,14 @@ mod tests {
     use crate::dispatch::pool::tests::{ask, load, offer, pool, worker};
     use crate::dispatch::reservation::{Answered, Verdict};
 
+    fn well() -> Answered {
+        Answered {
+            load: None,
+            complete: false,
+            verdict: Verdict::Well,
+        }
+    }
+
     #[test]
     fn the_least_loaded_for_its_slots_is_picked() {
         let now = shell::clock::now();
@@ -198,12 +206,7 @@ mod tests {
             other => panic!("there is room: {other:?}"),
         };
         let mut at_worker = [enter(start), enter(start), enter(start)];
-        let well = Answered {
-            load: None,
-            complete: false,
-            verdict: Verdict::Well,
-        };
-        at_worker[0].answered(well, start);
+        at_worker[0].answered(well(), start);
         // Three at a time, 90 s each: one ends every 30 s.
         let now = start + Duration::from_secs(90);
         at_worker[0].release_at(now);
@@ -214,6 +217,45 @@ mod tests {
             panic!("it would wait for 90 s, and can for 60 s");
         };
         assert_eq!(retry_after, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn a_large_request_counts_for_several() {
+        let now = shell::clock::now();
+        let pool = pool();
+        offer(&pool, &[worker(1, now), worker(2, now)], now);
+        let enter = |tokens| match pool.enter(Ask { tokens, ..ask() }, now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        // The usual size.
+        drop(enter(100));
+        let large = enter(1000);
+        let others = [enter(100), enter(100), enter(100)];
+        for other in &others {
+            assert!(!Arc::ptr_eq(other.worker(), large.worker()));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_just_came_is_spared() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, start), worker(2, start)];
+        offer(&pool, &workers[..1], start);
+        let now = start + Duration::from_secs(60);
+        offer(&pool, &workers, now);
+        let picked = |now| match pool.enter(ask(), now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        let mut at_worker = [picked(now), picked(now)];
+        for reservation in &mut at_worker {
+            assert!(Arc::ptr_eq(reservation.worker(), &workers[0]));
+            reservation.answered(well(), now);
+        }
+        let warm = picked(now + Duration::from_secs(10));
+        assert!(Arc::ptr_eq(warm.worker(), &workers[1]));
     }
 
     #[test]

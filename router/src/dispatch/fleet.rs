@@ -210,7 +210,8 @@ mod tests {
     use super::*;
     use crate::args::Dispatch;
     use crate::dispatch::admission::{Ask, Entry, Shed};
-    use crate::table::record::ModelRecord;
+    use crate::dispatch::pool::tests::load;
+    use crate::table::record::{LeaseRecord, ModelRecord};
 
     fn fleet() -> Fleet {
         let rules = Rules {
@@ -258,5 +259,38 @@ mod tests {
         let late = pool.enter(Ask::default(), now);
         assert!(matches!(late, Entry::Refused(Shed::Gone)));
         assert_eq!(pool.demand(), Demand::default());
+    }
+
+    #[tokio::test]
+    async fn a_deployment_made_again_with_the_same_pods_hears_their_reports() {
+        let now = shell::clock::now();
+        let fleet = fleet();
+        let worker = WorkerRecord {
+            model: "ns/m".to_owned(),
+            name: "w".to_owned(),
+            authority: "127.0.0.1:1".parse().unwrap(),
+            lease: Some(LeaseRecord {
+                renewed: now,
+                load: Some(load(1, 4, 7)),
+            }),
+        };
+        let pods_alone = Table {
+            workers: [("uid".to_owned(), worker)].into(),
+            ..Table::default()
+        };
+        let both = Table {
+            models: [model("m")].into(),
+            ..pods_alone.clone()
+        };
+        let pool_after = |table: &Table| {
+            fleet.apply(table, now);
+            fleet.directory().pool("m").cloned()
+        };
+        let first = pool_after(&both).unwrap();
+        assert!(pool_after(&pods_alone).is_none());
+        let second = pool_after(&both).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        let view = second.view(now);
+        assert!(view[0].reported.is_some(), "its reports go to the old pool");
     }
 }
