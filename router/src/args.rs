@@ -131,7 +131,7 @@ pub struct Timeouts {
     #[arg(long, default_value = "120", value_parser = seconds, value_name = "SECONDS")]
     pub write_timeout: Duration,
 
-    /// For a whole request; a client may ask for less with the header x-request-timeout
+    /// For a whole request, its body included; a client may ask for less with the header x-request-timeout
     #[arg(long, default_value = "1800", value_parser = seconds, value_name = "SECONDS")]
     pub request_timeout: Duration,
 

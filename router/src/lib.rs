@@ -20,6 +20,7 @@ mod run;
 mod server;
 mod table;
 mod trace;
+mod untaken;
 mod upstream;
 
 pub use run::{Router, StartError};

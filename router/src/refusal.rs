@@ -122,7 +122,7 @@ impl Refusal {
                 ErrorKind::ServiceUnavailableError,
                 "buffers_full",
             ),
-            IntakeError::Stalled { .. } => (
+            IntakeError::Stalled { .. } | IntakeError::Slow { .. } => (
                 StatusCode::REQUEST_TIMEOUT,
                 ErrorKind::InvalidRequestError,
                 "body_timeout",

@@ -24,6 +24,7 @@ use crate::dispatch::fleet::Fleet;
 use crate::dispatch::pool::Rules;
 use crate::metrics::Meter;
 use crate::metrics::collect::Everything;
+use crate::metrics::meter::Count;
 use crate::probe::Pace;
 use crate::request::intake::Budget;
 use crate::server::{self, ConnectionLimits, Connections};
@@ -218,6 +219,7 @@ fn gate(args: &RouterArgs, fleet: Arc<Fleet>) -> Result<Gate, StartError> {
             .map(Tracing::start)
             .transpose()?,
         meter: Meter::default(),
+        buffers_full: Count::default(),
         draining: AtomicBool::new(false),
     })
 }

@@ -12,15 +12,17 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::conn::Conn;
 use crate::proxy::body::Body;
+use crate::untaken::{Watched, drive};
 
 /// Sent before a connection is closed whose request's head did not come in time.
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
@@ -145,7 +147,7 @@ async fn connection<A: Api>(
     let service = Answering(api);
     if is_h2 {
         // Its state is large; connections of HTTP/1 are not to carry room for it.
-        Box::pin(speak_http2(conn, service, stop)).await;
+        Box::pin(speak_http2(conn, service, limits.write, stop)).await;
     } else {
         speak_http1(conn, service, limits.header, stop).await;
     }
@@ -166,7 +168,8 @@ async fn speak_http1<A: Api>(
         .max_buf_size(MAX_READ)
         .serve_connection(conn, service);
     let mut ending = Ending::new(stop);
-    let served = poll_fn(|cx| {
+    // How long bytes may wait at all, the connection itself sees to.
+    let served = drive(None, |cx| {
         let mut serving = Pin::new(&mut serving);
         if ending.begins(cx) {
             serving.as_mut().graceful_shutdown();
@@ -174,7 +177,7 @@ async fn speak_http1<A: Api>(
         serving.poll(cx)
     })
     .await;
-    if served.is_err_and(|error| error.is_timeout()) {
+    if served.is_some_and(|served| served.is_err_and(|error| error.is_timeout())) {
         let parts = serving.into_parts();
         if !parts.read_buf.is_empty() {
             parts.io.say(TOO_SLOW);
@@ -182,8 +185,13 @@ async fn speak_http1<A: Api>(
     }
 }
 
-async fn speak_http2<A: Api>(conn: Conn, service: Answering<A>, stop: CancellationToken) {
-    let serving = http2::Builder::new(TokioExecutor::new())
+async fn speak_http2<A: Api>(
+    conn: Conn,
+    service: Answering<A>,
+    write: Duration,
+    stop: CancellationToken,
+) {
+    let serving = http2::Builder::new(Streams { write })
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST)
@@ -198,6 +206,23 @@ async fn speak_http2<A: Api>(conn: Conn, service: Answering<A>, stop: Cancellati
         serving.as_mut().poll(cx)
     })
     .await;
+}
+
+/// Runs the streams of an HTTP/2 connection, each of which has a window of its own that
+/// its caller may leave shut. Giving one up resets it.
+#[derive(Clone, Copy, Debug)]
+struct Streams {
+    write: Duration,
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let mut stream = Box::pin(stream);
+        tokio::spawn(drive(Some(self.write), move |cx| stream.as_mut().poll(cx)));
+    }
 }
 
 /// Notes once that the server is to stop, without a look at the token's lock at
@@ -246,7 +271,7 @@ async fn speaks_h2(stream: &TcpStream) -> bool {
 struct Answering<A>(A);
 
 impl<A: Api> Service<Request<Incoming>> for Answering<A> {
-    type Response = Response<Body>;
+    type Response = Response<Watched>;
     type Error = Infallible;
     type Future = Answer;
 
@@ -258,10 +283,11 @@ impl<A: Api> Service<Request<Incoming>> for Answering<A> {
 struct Answer(Pin<Box<dyn Future<Output = Response<Body>> + Send>>);
 
 impl Future for Answer {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<Watched>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx).map(Ok)
+        let answer = self.0.as_mut().poll(cx);
+        answer.map(|answer| Ok(answer.map(Watched::new)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -16,7 +16,7 @@ use crate::api::{llava, models, page};
 use crate::args::{Limits, Timeouts};
 use crate::dispatch::fleet::{Directory, Fleet};
 use crate::metrics::Meter;
-use crate::metrics::meter::Phase;
+use crate::metrics::meter::{Count, Phase};
 use crate::proxy::attempt::Job;
 use crate::proxy::body::Body;
 use crate::proxy::cut::Framing;
@@ -25,7 +25,7 @@ use crate::proxy::headers;
 use crate::proxy::held::{Held, Work};
 use crate::refusal::Refusal;
 use crate::request::facts::Facts;
-use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::request::intake::{Budget, IntakeError, Patience, Payload, take_in};
 use crate::server::Api;
 use crate::trace::Tracing;
 
@@ -52,6 +52,8 @@ pub(crate) struct Gate {
     pub(crate) page: bool,
     /// Requests that reach no pool.
     pub(crate) meter: Meter,
+    /// Requests refused because too many bytes were held; their model is not read yet.
+    pub(crate) buffers_full: Count,
     /// Whether the router is going down.
     pub(crate) draining: AtomicBool,
 }
@@ -138,7 +140,7 @@ impl Gate {
         let directory = self.fleet.directory();
         let answer = match route {
             Route::Forward { is_llava } => {
-                return self.forward(head, body, is_llava, &directory, id).await;
+                return self.forward(head, body, is_llava, id).await;
             }
             Route::Models => Ok(models::list(&directory)),
             Route::Model(id) => {
@@ -168,7 +170,6 @@ impl Gate {
         mut head: http::request::Parts,
         body: Incoming,
         is_llava: bool,
-        directory: &Directory,
         id: &HeaderValue,
     ) -> Response<Body> {
         let started = shell::clock::now();
@@ -183,35 +184,39 @@ impl Gate {
             }
             refusal
         };
-        let taken = self.take_in(&head.headers, body, self.limits.max_body);
-        let (payload, facts) = match taken.await {
-            Ok(taken) => taken,
-            Err(refusal) => return refuse(refusal).into_response(),
-        };
-        let Some(model) = &facts.model else {
-            return refuse(Refusal::missing_model()).into_response();
-        };
-        if let Some(span) = &span {
-            span.model(model);
-        }
-        let Some(pool) = directory.pool(model) else {
-            return refused(refuse(Refusal::unknown_model(model)), is_llava);
-        };
-        pool.meter.body_bytes.add(payload.len());
         let total = asked_timeout(&head.headers).map_or(self.timeouts.request_timeout, |t| {
             t.min(self.timeouts.request_timeout)
         });
+        let patience = self.patience(total, started);
+        let taken = self.take_in(&head.headers, body, self.limits.max_body, patience);
+        let (payload, mut facts) = match taken.await {
+            Ok(taken) => taken,
+            Err(refusal) => return refuse(refusal).into_response(),
+        };
+        let Some(model) = facts.model.take() else {
+            return refuse(Refusal::missing_model()).into_response();
+        };
+        if let Some(span) = &span {
+            span.model(&model);
+        }
+        // Not earlier: models come and go while a body arrives.
+        let Some(pool) = self.fleet.directory().pool(&model).cloned() else {
+            return refused(refuse(Refusal::unknown_model(&model)), is_llava);
+        };
+        pool.meter.body_bytes.add(payload.len());
         let mut headers = head.headers;
         headers::towards_worker(&mut headers, id);
         let path = head.uri.into_parts().path_and_query;
+        let deadline = started + total;
         let job = Job {
             uri: path.map(Into::into).unwrap_or_default(),
             headers,
             payload,
             span,
+            model,
             is_llava,
             started,
-            deadline: started + total,
+            deadline,
             timeouts: Arc::clone(&self.timeouts),
         };
         let framing = match (is_llava, facts.stream) {
@@ -220,7 +225,7 @@ impl Gate {
             (false, false) => Framing::Opaque,
         };
         let tokens = facts.tokens();
-        let work = forward(Arc::clone(pool), job, tokens);
+        let work = forward(pool, job, tokens);
         let done = if framing == Framing::Opaque {
             work.await
         } else {
@@ -228,10 +233,18 @@ impl Gate {
             let patience = framing.pause(self.timeouts.keep_alive);
             match tokio::time::timeout(patience, &mut work).await {
                 Ok(done) => done,
-                Err(_) => return begun(work, framing, patience),
+                Err(_) => return begun(work, framing, patience, deadline),
             }
         };
         done.unwrap_or_else(|refusal| refused(refusal, is_llava))
+    }
+
+    fn patience(&self, total: Duration, since: Instant) -> Patience {
+        Patience {
+            stall: self.timeouts.body_timeout,
+            total,
+            since,
+        }
     }
 
     async fn take_in(
@@ -239,13 +252,16 @@ impl Gate {
         headers: &HeaderMap,
         body: Incoming,
         max: u64,
+        patience: Patience,
     ) -> Result<(Payload, Facts), Refusal> {
         let leaving = Leaving(Some(&self.meter));
-        let taken = take_in(headers, body, &self.budget, max, self.timeouts.body_timeout).await;
+        let taken = take_in(headers, body, &self.budget, max, patience).await;
         leaving.stayed();
         taken.map_err(|error| {
-            if matches!(error, IntakeError::Aborted) {
-                self.meter.caller_aborts.up(Phase::Body);
+            match error {
+                IntakeError::Aborted => self.meter.caller_aborts.up(Phase::Body),
+                IntakeError::BuffersFull => self.buffers_full.up(),
+                _ => {}
             }
             Refusal::intake(&error)
         })
@@ -257,7 +273,8 @@ impl Gate {
         body: Incoming,
         directory: &Directory,
     ) -> Result<Bytes, Refusal> {
-        let (payload, facts) = self.take_in(headers, body, SMALL_BODY).await?;
+        let patience = self.patience(self.timeouts.request_timeout, shell::clock::now());
+        let (payload, facts) = self.take_in(headers, body, SMALL_BODY, patience).await?;
         drop(payload);
         let model = facts.model.ok_or_else(Refusal::missing_model)?;
         let host = headers
@@ -305,8 +322,8 @@ fn refused(refusal: Refusal, is_llava: bool) -> Response<Body> {
 }
 
 /// The head of a stream whose first byte is not there yet.
-fn begun(work: Work, framing: Framing, every: Duration) -> Response<Body> {
-    let held = Held::new(work, framing, every);
+fn begun(work: Work, framing: Framing, every: Duration, deadline: Instant) -> Response<Body> {
+    let held = Held::new(work, framing, every, deadline);
     let mut response = Response::new(Body::Held(Box::new(held)));
     if framing == Framing::Sse {
         let headers = response.headers_mut();

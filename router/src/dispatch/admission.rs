@@ -45,6 +45,8 @@ pub(crate) enum Shed {
     HoldFull,
     /// Every worker was tried.
     Exhausted,
+    /// The model is gone.
+    Gone,
 }
 
 /// A place in the waiting room; given up on drop.
@@ -61,6 +63,9 @@ impl Pool {
     /// Asks for a slot.
     pub(crate) fn enter(self: &Arc<Self>, ask: Ask, now: Instant) -> Entry {
         let mut state = self.lock();
+        if state.closed {
+            return Entry::Refused(Shed::Gone);
+        }
         let weight = state.usual.weigh(ask.tokens);
         let is_retry = !ask.tried.is_empty();
         if state.room.len() == 0 || is_retry {
@@ -111,7 +116,7 @@ impl Pool {
 }
 
 impl Waiting {
-    /// Waits for the slot.
+    /// Waits for the slot; `None` when the model is gone.
     pub(crate) async fn slot(&mut self) -> Option<Reservation> {
         (&mut self.reply).await.ok()
     }
@@ -137,6 +142,15 @@ mod tests {
     use super::*;
     use crate::dispatch::estimate::Own;
     use crate::dispatch::pool::tests::{ask, load, offer, pool, worker};
+    use crate::dispatch::reservation::{Answered, Verdict};
+
+    fn well() -> Answered {
+        Answered {
+            load: None,
+            complete: false,
+            verdict: Verdict::Well,
+        }
+    }
 
     #[test]
     fn the_least_loaded_for_its_slots_is_picked() {
@@ -174,6 +188,74 @@ mod tests {
             first >= 2,
             "the report of one was compared with nothing of the other"
         );
+        // And this is what operators see.
+        let queues = || -> Vec<u64> { pool.view(now).iter().map(|w| w.queue.count).collect() };
+        assert_eq!(queues(), [4, 0]);
+        pool.reported(&workers[1], load(4, 16, 1), Own::default(), now);
+        assert_eq!(queues(), [13, 4]);
+    }
+
+    #[test]
+    fn whoever_would_wait_longer_than_it_can_is_told_how_long_at_once() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, start)];
+        offer(&pool, &workers, start);
+        let enter = |now| match pool.enter(ask(), now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        let mut at_worker = [enter(start), enter(start), enter(start)];
+        at_worker[0].answered(well(), start);
+        // Three at a time, 90 s each: one ends every 30 s.
+        let now = start + Duration::from_secs(90);
+        at_worker[0].release_at(now);
+        at_worker[0] = enter(now);
+        let waiting = [pool.enter(ask(), now), pool.enter(ask(), now)];
+        assert!(waiting.iter().all(|entry| matches!(entry, Entry::Wait(_))));
+        let Entry::Refused(Shed::Busy { retry_after }) = pool.enter(ask(), now) else {
+            panic!("it would wait for 90 s, and can for 60 s");
+        };
+        assert_eq!(retry_after, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn a_large_request_counts_for_several() {
+        let now = shell::clock::now();
+        let pool = pool();
+        offer(&pool, &[worker(1, now), worker(2, now)], now);
+        let enter = |tokens| match pool.enter(Ask { tokens, ..ask() }, now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        // The usual size.
+        drop(enter(100));
+        let large = enter(1000);
+        let others = [enter(100), enter(100), enter(100)];
+        for other in &others {
+            assert!(!Arc::ptr_eq(other.worker(), large.worker()));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_just_came_is_spared() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, start), worker(2, start)];
+        offer(&pool, &workers[..1], start);
+        let now = start + Duration::from_secs(60);
+        offer(&pool, &workers, now);
+        let picked = |now| match pool.enter(ask(), now) {
+            Entry::Now(reservation) => reservation,
+            other => panic!("there is room: {other:?}"),
+        };
+        let mut at_worker = [picked(now), picked(now)];
+        for reservation in &mut at_worker {
+            assert!(Arc::ptr_eq(reservation.worker(), &workers[0]));
+            reservation.answered(well(), now);
+        }
+        let warm = picked(now + Duration::from_secs(10));
+        assert!(Arc::ptr_eq(warm.worker(), &workers[1]));
     }
 
     #[test]

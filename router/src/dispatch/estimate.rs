@@ -35,7 +35,7 @@ pub(crate) struct Reported {
 }
 
 /// The estimated queue of a worker, running requests included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Queue {
     /// In requests, to be compared with slots.
     pub(crate) count: u64,

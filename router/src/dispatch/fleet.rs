@@ -181,7 +181,7 @@ impl Fleet {
         }
         for (key, pool) in old_pools {
             if !pools.contains_key(key) {
-                pool.set_members(&[], None, table.routers, now);
+                pool.close();
             }
         }
     }
@@ -201,4 +201,96 @@ impl Fleet {
 
 fn same_address(worker: &Worker, record: &WorkerRecord) -> bool {
     worker.links.is_to(&record.authority)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::args::Dispatch;
+    use crate::dispatch::admission::{Ask, Entry, Shed};
+    use crate::dispatch::pool::tests::load;
+    use crate::table::record::{LeaseRecord, ModelRecord};
+
+    fn fleet() -> Fleet {
+        let rules = Rules {
+            dispatch: Dispatch::ShortestQueue,
+            default_slots: 1,
+            max_queued: 9,
+            max_held: 9,
+            warm_up: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(1),
+        };
+        let pace = Pace {
+            interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+        };
+        Fleet::new(rules, pace, None)
+    }
+
+    fn model(name: &str) -> (String, ModelRecord) {
+        let record = ModelRecord {
+            names: vec![name.to_owned()],
+            ..ModelRecord::default()
+        };
+        (format!("ns/{name}"), record)
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_model_that_is_deleted_is_sent_away() {
+        let now = shell::clock::now();
+        let fleet = fleet();
+        fleet.apply(
+            &Table {
+                models: [model("m")].into(),
+                ..Table::default()
+            },
+            now,
+        );
+        let pool = Arc::clone(fleet.directory().pool("m").unwrap());
+        let Entry::Wait(mut waiting) = pool.enter(Ask::default(), now) else {
+            panic!("there is no worker yet");
+        };
+        fleet.apply(&Table::default(), now);
+        assert!(waiting.slot().await.is_none());
+        assert!(fleet.directory().pool("m").is_none());
+        // One that asked for the model just before.
+        let late = pool.enter(Ask::default(), now);
+        assert!(matches!(late, Entry::Refused(Shed::Gone)));
+        assert_eq!(pool.demand(), Demand::default());
+    }
+
+    #[tokio::test]
+    async fn a_deployment_made_again_with_the_same_pods_hears_their_reports() {
+        let now = shell::clock::now();
+        let fleet = fleet();
+        let worker = WorkerRecord {
+            model: "ns/m".to_owned(),
+            name: "w".to_owned(),
+            authority: "127.0.0.1:1".parse().unwrap(),
+            lease: Some(LeaseRecord {
+                renewed: now,
+                load: Some(load(1, 4, 7)),
+            }),
+        };
+        let pods_alone = Table {
+            workers: [("uid".to_owned(), worker)].into(),
+            ..Table::default()
+        };
+        let both = Table {
+            models: [model("m")].into(),
+            ..pods_alone.clone()
+        };
+        let pool_after = |table: &Table| {
+            fleet.apply(table, now);
+            fleet.directory().pool("m").cloned()
+        };
+        let first = pool_after(&both).unwrap();
+        assert!(pool_after(&pods_alone).is_none());
+        let second = pool_after(&both).unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        let view = second.view(now);
+        assert!(view[0].reported.is_some(), "its reports go to the old pool");
+    }
 }

@@ -153,9 +153,10 @@ impl Health {
     }
 }
 
-/// Whether one more of `workers` may be ejected: at most half, and never the last.
-pub(crate) fn can_spare(workers: usize, ejected: usize) -> bool {
-    (ejected + 1) * 2 <= workers
+/// Whether one more of `workers` may be ejected when some are away already: at most half
+/// are, and never the last.
+pub(crate) fn can_spare(workers: usize, away: usize) -> bool {
+    (away + 1) * 2 <= workers
 }
 
 #[cfg(test)]

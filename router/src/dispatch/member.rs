@@ -218,3 +218,61 @@ impl Member {
         (age.as_secs_f64() / warm_up.as_secs_f64()).clamp(MIN_SHARE, 1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::estimate::UNIT;
+    use crate::dispatch::pool::tests::{load, worker};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_share_of_a_new_worker_rises_from_a_tenth_to_one() {
+        let start = shell::clock::now();
+        let member = Member::new(worker(1, start), start);
+        for (seconds, share) in [(0, 0.1), (1, 0.1), (5, 0.5), (10, 1.0), (99, 1.0)] {
+            let warmth = member.warmth(10 * SECOND, start + seconds * SECOND);
+            assert!((warmth - share).abs() < 0.001, "{warmth} after {seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_owes_a_first_byte_for_longer_than_is_usual_is_suspect() {
+        let start = shell::clock::now();
+        let mut member = Member::new(worker(1, start), start);
+        let is_suspect = |member: &Member, usual_wait: u32, at: u32| {
+            let preference = member.preference(usual_wait * SECOND, false, start + at * SECOND);
+            preference == Preference::Suspect
+        };
+        assert!(!is_suspect(&member, 0, 99));
+        member.sent(UNIT, PickReason::Own, start);
+        assert!(!is_suspect(&member, 0, 2));
+        assert!(is_suspect(&member, 0, 3));
+        assert!(!is_suspect(&member, 1, 4));
+        assert!(is_suspect(&member, 1, 5));
+        // One that sends to others is only slow.
+        member.worker.heard(start + 3 * SECOND);
+        assert!(!is_suspect(&member, 0, 5));
+        assert!(is_suspect(&member, 0, 6));
+        member.answer_came(start + 6 * SECOND);
+        assert!(!is_suspect(&member, 0, 99));
+    }
+
+    #[test]
+    fn the_newest_report_counts_by_the_workers_own_clock() {
+        let start = shell::clock::now();
+        let mut member = Member::new(worker(1, start), start);
+        let mut known_after = |running: u32, captured_at: u64, seconds: u32| {
+            let report = load(running, 4, captured_at);
+            member.take_report(report, Own::default(), start + seconds * SECOND);
+            member.reported.as_ref().unwrap().load.running
+        };
+        assert_eq!(known_after(1, 1000, 0), 1);
+        assert_eq!(known_after(2, 999, 1), 1, "an old one came late");
+        assert_eq!(known_after(3, 1001, 1), 3);
+        // Its clock was set back.
+        assert_eq!(known_after(4, 7, 2), 3);
+        assert_eq!(known_after(5, 8, 12), 5);
+    }
+}

@@ -6,6 +6,7 @@ pub(crate) mod budget;
 pub(crate) mod estimate;
 pub(crate) mod fleet;
 pub(crate) mod health;
+pub(crate) mod mean;
 pub(crate) mod member;
 pub(crate) mod pick;
 pub(crate) mod pool;

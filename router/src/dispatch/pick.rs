@@ -4,6 +4,7 @@
 use rand::Rng;
 
 use crate::args::Dispatch;
+use crate::dispatch::estimate::Queue;
 
 /// A worker that may take the request.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,8 @@ pub(crate) struct Candidate {
     pub(crate) index: usize,
     /// Smaller is better; see [`Preference`].
     pub(crate) preference: Preference,
+    /// Its estimated queue.
+    pub(crate) queue: Queue,
     /// `(queue + 1) / slots`.
     pub(crate) score: f64,
     /// Its share in a lottery.
@@ -113,6 +116,7 @@ mod tests {
         Candidate {
             index,
             preference: Preference::Good,
+            queue: Queue::default(),
             score,
             share: 1.0,
             has_room: true,

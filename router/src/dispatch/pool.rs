@@ -63,7 +63,7 @@ impl Pool {
     /// Starts a retry, if the budget has room.
     pub(crate) fn try_retry(&self) -> bool {
         let state = &mut *self.lock();
-        let active = state.members.iter().map(|m| m.own.count).sum();
+        let active = state.in_flight();
         state.retries.try_start(active)
     }
 
@@ -138,18 +138,20 @@ impl Pool {
         self: &Arc<Self>,
         worker: &Arc<Worker>,
         weight: u64,
-        answered: bool,
+        answer: Option<Verdict>,
+        since: Instant,
         now: Instant,
     ) {
         let mut state = self.lock();
-        if let Some(last) = state.last_release.replace(now) {
-            let gap = now.saturating_duration_since(last).as_secs_f64().min(1.0);
-            state.seconds_between_releases += GAIN * (gap - state.seconds_between_releases);
+        // What was refused or failed says nothing of how long work takes.
+        if answer == Some(Verdict::Well) {
+            let seconds = now.saturating_duration_since(since).as_secs_f64();
+            state.seconds_in_slot.add(seconds);
         }
         if let Some(member) = state.member(worker) {
             member.own.count = member.own.count.saturating_sub(1);
             member.own.weight = member.own.weight.saturating_sub(weight);
-            if !answered {
+            if answer.is_none() {
                 member.health.neutral();
                 member.answer_given_up();
             }
@@ -239,11 +241,23 @@ impl Pool {
         self.fill(state, now);
     }
 
+    /// The model is gone: whoever waits for a worker of it is sent away, and nobody comes
+    /// in any more. What runs goes on.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.room.clear();
+        for member in &mut state.members {
+            member.offered = false;
+        }
+        state.members.retain(|m| m.own.count > 0);
+    }
+
     /// What is in flight and what waits.
     pub(crate) fn demand(&self) -> Demand {
         let state = self.lock();
         Demand {
-            in_flight: state.members.iter().map(|m| m.own.count).sum(),
+            in_flight: state.in_flight(),
             waiting: u32::try_from(state.room.len()).unwrap_or(u32::MAX),
         }
     }
@@ -265,6 +279,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::dispatch::admission::{Ask, Entry, Waiting};
+    use crate::dispatch::pick::Preference;
     use crate::dispatch::reservation::Reservation;
     use crate::upstream::link::Links;
 
@@ -312,6 +327,45 @@ pub(super) mod tests {
             captured_at_ms: at,
             ..LoadReport::default()
         }
+    }
+
+    fn preferences(pool: &Arc<Pool>, now: Instant) -> Vec<Preference> {
+        let all = pool.view(now).into_iter();
+        all.filter_map(|worker| worker.preference).collect()
+    }
+
+    #[test]
+    fn workers_that_are_down_count_among_those_that_may_rest() {
+        use Preference::{Down, Ejected, Good};
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [1, 2, 3, 4].map(|number| worker(number, now));
+        offer(&pool, &workers, now);
+        let fail = |number: usize| {
+            let cause = "refused".to_owned();
+            pool.failed(&workers[number], Failure::Connect, cause, now);
+        };
+        fail(0);
+        assert_eq!(preferences(&pool, now), [Ejected, Good, Good, Good]);
+        for _ in 0..2 {
+            pool.probed(&workers[1], Some("no answer".to_owned()), now);
+        }
+        fail(2);
+        assert_eq!(preferences(&pool, now), [Ejected, Down, Good, Good]);
+    }
+
+    #[test]
+    fn requests_that_fail_together_eject_once() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [1, 2, 3, 4].map(|number| worker(number, now));
+        offer(&pool, &workers, now);
+        for _ in 0..5 {
+            pool.failed(&workers[0], Failure::Connect, String::new(), now);
+        }
+        assert_eq!(pool.meter.ejections.get(), 1);
+        let rested = now + Duration::from_secs(1);
+        assert_eq!(preferences(&pool, rested), [Preference::Good; 4]);
     }
 
     #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ pub(crate) struct Reservation {
     worker: Arc<Worker>,
     weight: u64,
     since: Instant,
-    answered: bool,
+    answer: Option<Verdict>,
     released: bool,
 }
 
@@ -51,7 +51,7 @@ impl Reservation {
             worker,
             weight,
             since: now,
-            answered: false,
+            answer: None,
             released: false,
         }
     }
@@ -70,8 +70,8 @@ impl Reservation {
     pub(crate) fn answered(&mut self, answered: Answered, now: Instant) -> Duration {
         let wait = now.saturating_duration_since(self.since);
         self.worker.heard(now);
-        if !self.answered {
-            self.answered = true;
+        if self.answer.is_none() {
+            self.answer = Some(answered.verdict);
             let gone = if answered.complete { self.weight } else { 0 };
             self.pool.answered(&self.worker, answered, gone, wait, now);
         }
@@ -87,10 +87,13 @@ impl Reservation {
 impl Reservation {
     /// Gives the slot back before the drop.
     pub(crate) fn release(&mut self) {
+        self.release_at(shell::clock::now());
+    }
+
+    pub(super) fn release_at(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.released, true) {
-            let now = shell::clock::now();
             self.pool
-                .release(&self.worker, self.weight, self.answered, now);
+                .release(&self.worker, self.weight, self.answer, self.since, now);
         }
     }
 }

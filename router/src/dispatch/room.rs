@@ -69,6 +69,11 @@ impl Room {
         self.waiters.retain(|waiter| waiter.ticket != ticket);
     }
 
+    /// Sends all away.
+    pub(crate) fn clear(&mut self) {
+        self.waiters.clear();
+    }
+
     /// Lets `place` try each waiter in turn until it says that all is full, and
     /// returns those that got a place with what they got.
     pub(crate) fn place<T>(
@@ -97,4 +102,46 @@ pub(crate) enum Placing<T> {
     NotThisOne,
     /// There is no room for anyone.
     AllFull,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A room of requests that came in this order, told apart by their weights.
+    fn room(weights: [u64; 4]) -> (Room, [Ticket; 4]) {
+        let mut room = Room::default();
+        let tickets = weights.map(|weight| room.enter(weight, Vec::new(), false).0);
+        (room, tickets)
+    }
+
+    fn placed(room: &mut Room, place: impl FnMut(&Waiter) -> Placing<()>) -> Vec<u64> {
+        let placed = room.place(place).into_iter();
+        placed.map(|(waiter, ())| waiter.weight).collect()
+    }
+
+    #[test]
+    fn who_came_first_goes_first_and_a_retry_before_all() {
+        let (mut room, tickets) = room([1, 2, 3, 4]);
+        room.enter(5, Vec::new(), true);
+        room.leave(tickets[1]);
+        assert_eq!(placed(&mut room, |_| Placing::Placed(())), [5, 1, 3, 4]);
+        assert_eq!(room.len(), 0);
+    }
+
+    #[test]
+    fn one_that_no_free_worker_suits_keeps_its_place_and_holds_up_nobody() {
+        let (mut room, _) = room([1, 2, 3, 4]);
+        let mut free = 2;
+        let gone = placed(&mut room, |waiter| match waiter.weight {
+            1 => Placing::NotThisOne,
+            _ if free == 0 => Placing::AllFull,
+            _ => {
+                free -= 1;
+                Placing::Placed(())
+            }
+        });
+        assert_eq!(gone, [2, 3]);
+        assert_eq!(placed(&mut room, |_| Placing::Placed(())), [1, 4]);
+    }
 }

@@ -11,6 +11,7 @@ use crate::args::Dispatch;
 use crate::dispatch::budget::RetryBudget;
 use crate::dispatch::estimate::{self, Own, Queue, Reported};
 use crate::dispatch::health::{self, Standing};
+use crate::dispatch::mean::Mean;
 use crate::dispatch::member::{Member, Picks, Worker};
 use crate::dispatch::pick::{self, Candidate, Preference};
 use crate::dispatch::pool::Rules;
@@ -34,9 +35,10 @@ pub(super) struct State {
     pub(super) retries: RetryBudget,
     pub(super) replicas: Replicas,
     pub(super) dispatch: Option<Dispatch>,
+    /// Whether the model is gone.
+    pub(super) closed: bool,
     pub(super) seconds_to_first_byte: f64,
-    pub(super) seconds_between_releases: f64,
-    pub(super) last_release: Option<Instant>,
+    pub(super) seconds_in_slot: Mean,
     scratch: Vec<Candidate>,
     rng: SmallRng,
 }
@@ -84,9 +86,9 @@ impl Default for State {
             retries: RetryBudget::default(),
             replicas: Replicas::default(),
             dispatch: None,
+            closed: false,
             seconds_to_first_byte: 0.0,
-            seconds_between_releases: 0.0,
-            last_release: None,
+            seconds_in_slot: Mean::default(),
             scratch: Vec::new(),
             rng: SmallRng::from_rng(&mut rand::rng()),
         }
@@ -161,20 +163,25 @@ impl State {
         placed
     }
 
-    /// Ejects the worker if the pool can spare it, and says whether it did.
+    /// Ejects the worker if the pool can spare it, and says whether it did. One that rests
+    /// already does so no longer for what was sent before.
     pub(super) fn eject(&mut self, worker: &Arc<Worker>, now: Instant) -> bool {
-        let open = self.members.iter().filter(|m| m.is_open()).count();
-        let ejected = self
-            .members
-            .iter()
-            .filter(|m| m.is_open() && m.health.standing(now) == Standing::Ejected)
-            .count();
-        let spare = health::can_spare(open, ejected);
-        if spare && let Some(member) = self.member(worker) {
+        let is_it = |m: &Member| Arc::ptr_eq(&m.worker, worker);
+        let standing = |m: &Member| m.health.standing(now);
+        let open = self.members.iter().filter(|m| m.is_open());
+        let away = open
+            .clone()
+            .filter(|m| !is_it(m) && matches!(standing(m), Standing::Ejected | Standing::Down));
+        let spare = health::can_spare(open.count(), away.count());
+        let Some(member) = self.member(worker) else {
+            return false;
+        };
+        let ejects = spare && member.health.standing(now) != Standing::Ejected;
+        if ejects {
             member.health.eject(now);
             tracing::warn!(worker = worker.name, "worker ejected for a while");
         }
-        spare
+        ejects
     }
 
     /// The smallest number of 5xx in a row among the other open workers; a
@@ -188,34 +195,47 @@ impl State {
             .unwrap_or(u32::MAX / 8)
     }
 
-    /// How long a request that came now would wait for a slot.
+    /// Requests at workers.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.members.iter().map(|member| member.own.count).sum()
+    }
+
+    /// How long a request that came now would wait for a slot. Of those in flight one ends
+    /// each time that a request takes, divided by their number (Little's law).
     pub(super) fn expected_wait(&self) -> Duration {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let ahead = (self.room.len() + 1) as f64;
-        Duration::from_secs_f64((ahead * self.seconds_between_releases).clamp(0.0, 3600.0))
+        let between_ends = self.seconds_in_slot.get() / f64::from(self.in_flight().max(1));
+        Duration::from_secs_f64((ahead * between_ends).clamp(0.0, 3600.0))
     }
 
-    /// What an operator of the router wants to know.
+    /// What an operator of the router wants to know: what a request would be judged by
+    /// that came now.
     pub(super) fn view(&self, rules: &Rules, now: Instant) -> Vec<WorkerView> {
-        let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
-        let judge_leases = self.judge_leases(now);
-        let routers = self.replicas.get(now);
-        let view = |member: &Member| WorkerView {
-            worker: Arc::clone(&member.worker),
-            preference: member
-                .is_open()
-                .then(|| member.preference(usual_wait, judge_leases, now)),
-            queue: estimate::queue(member.own, fresh(member, rules, now), routers),
-            own: member.own,
-            reported: member.reported.clone(),
-            slots: member.slots(rules.default_slots),
-            picks: member.picks,
-            last_error: member.last_error.clone(),
+        let mut candidates = Vec::new();
+        let reports_count = self.candidates(rules, now, &mut candidates);
+        let mut candidates = candidates.into_iter().peekable();
+        let view = |(index, member): (usize, &Member)| {
+            let candidate = candidates.next_if(|candidate| candidate.index == index);
+            WorkerView {
+                worker: Arc::clone(&member.worker),
+                preference: candidate.map(|candidate| candidate.preference),
+                queue: candidate.map_or_else(
+                    || self.queue(member, reports_count, now),
+                    |candidate| candidate.queue,
+                ),
+                own: member.own,
+                reported: member.reported.clone(),
+                slots: member.slots(rules.default_slots),
+                picks: member.picks,
+                last_error: member.last_error.clone(),
+            }
         };
-        self.members.iter().map(view).collect()
+        self.members.iter().enumerate().map(view).collect()
     }
 
-    /// Who may take a request, and whether reports count among them.
+    /// Who may take a request, in the order of members, and whether reports count among
+    /// them.
     fn candidates(&self, rules: &Rules, now: Instant, out: &mut Vec<Candidate>) -> bool {
         out.clear();
         let usual_wait = Duration::from_secs_f64(self.seconds_to_first_byte);
@@ -225,6 +245,7 @@ impl State {
                 out.push(Candidate {
                     index,
                     preference: member.preference(usual_wait, judge_leases, now),
+                    queue: Queue::default(),
                     score: 0.0,
                     share: 0.0,
                     has_room: false,
@@ -232,21 +253,20 @@ impl State {
             }
         }
         // A worker on trial that nobody would pick for its score still has to be tried.
-        let routers = self.replicas.get(now);
         let trusted = |c: &Candidate| c.preference.is_trusted();
         let any_trusted = out.iter().any(trusted);
         let reports_count = out
             .iter()
             .filter(|c| trusted(c) || !any_trusted)
-            .all(|c| fresh(&self.members[c.index], rules, now).is_some());
+            .all(|c| is_fresh(&self.members[c.index], rules, now));
         for candidate in out {
             let member = &self.members[candidate.index];
-            let report = member.reported.as_ref().filter(|_| reports_count);
-            let queue = estimate::queue(member.own, report, routers);
+            let queue = self.queue(member, reports_count, now);
             let slots = member.slots(rules.default_slots);
             let warmth = member.warmth(rules.warm_up, now);
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let queued = (queue.weight + estimate::UNIT) as f64;
+            candidate.queue = queue;
             candidate.share = f64::from(slots) * warmth;
             candidate.score = queued / candidate.share;
             candidate.has_room =
@@ -255,16 +275,19 @@ impl State {
         reports_count
     }
 
+    fn queue(&self, member: &Member, reports_count: bool, now: Instant) -> Queue {
+        let report = member.reported.as_ref().filter(|_| reports_count);
+        estimate::queue(member.own, report, self.replicas.get(now))
+    }
+
     /// If all Leases look stale, the API server or our clock is the suspect.
     fn judge_leases(&self, now: Instant) -> bool {
         !self.members.iter().all(|member| member.is_stale(now))
     }
 }
 
-fn fresh<'a>(member: &'a Member, rules: &Rules, now: Instant) -> Option<&'a Reported> {
+fn is_fresh(member: &Member, rules: &Rules, now: Instant) -> bool {
     let limit = FRESH.max(rules.poll_interval * 3);
-    member
-        .reported
-        .as_ref()
-        .filter(|reported| reported.age(now) <= limit)
+    let reported = member.reported.as_ref();
+    reported.is_some_and(|reported| reported.age(now) <= limit)
 }

@@ -185,6 +185,13 @@ impl Collector for Everything {
             "Request bodies held",
             as_f64(self.gate.budget.used()),
         )?;
+        let buffers_full = as_f64(self.gate.buffers_full.get());
+        sheet.family(
+            "buffers_full",
+            "Requests refused because as many bytes were held as may be",
+            MetricType::Counter,
+            |e| e.encode_counter::<NoLabelSet, f64, f64>(&buffers_full, None),
+        )?;
         sheet.gauge(
             "connections",
             "Open connections of clients",

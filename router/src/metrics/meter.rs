@@ -28,7 +28,7 @@ pub(crate) struct Meter {
     /// Ejections of workers.
     pub(crate) ejections: Count,
     /// Refused requests by cause.
-    pub(crate) sheds: PerReason<ShedReason, 6>,
+    pub(crate) sheds: PerReason<ShedReason, 4>,
     /// Callers that left, by phase.
     pub(crate) caller_aborts: PerReason<Phase, 4>,
     /// Workers that broke off a stream.
@@ -133,10 +133,6 @@ reasons! {
         HoldFull => "hold_full",
         /// No worker came in time.
         NoWorker => "no_worker",
-        /// Too many bytes are held.
-        BuffersFull => "buffers_full",
-        /// The router is going down.
-        Draining => "draining",
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Job {
     pub(crate) payload: Payload,
     /// Its span, if spans are sent.
     pub(crate) span: Option<RequestSpan>,
+    /// The model, as the caller named it.
+    pub(crate) model: String,
     /// The framing that a stream has on this path.
     pub(crate) is_llava: bool,
     /// When the request came.

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -25,6 +26,15 @@ impl Body {
     /// A body that is all there.
     pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(Some(bytes.into()))
+    }
+
+    /// When its request must be over, if it still runs.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Full(_) => None,
+            Self::Relay(relay) => relay.deadline(),
+            Self::Held(held) => Some(held.deadline()),
+        }
     }
 }
 

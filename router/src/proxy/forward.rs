@@ -111,6 +111,7 @@ async fn slot(
     let mut waiting = match pool.enter(ask, now) {
         Entry::Now(reservation) => return Ok(Some(reservation)),
         Entry::Refused(Shed::Exhausted) => return Ok(None),
+        Entry::Refused(Shed::Gone) => return Err(Refusal::unknown_model(&job.model)),
         Entry::Refused(Shed::HoldFull) => return shed(ShedReason::HoldFull, Refusal::hold_full()),
         Entry::Refused(Shed::Busy { retry_after }) => {
             return shed(ShedReason::QueueFull, Refusal::busy(retry_after));
@@ -128,8 +129,9 @@ async fn slot(
         .observe(shell::clock::now().saturating_duration_since(now));
     match got {
         Ok(Some(reservation)) => Ok(Some(reservation)),
-        _ if held => shed(ShedReason::NoWorker, Refusal::no_worker()),
-        _ => {
+        Ok(None) => Err(Refusal::unknown_model(&job.model)),
+        Err(_) if held => shed(ShedReason::NoWorker, Refusal::no_worker()),
+        Err(_) => {
             let wait = pool.expected_wait();
             shed(ShedReason::QueueTimeout, Refusal::queue_timeout(wait))
         }
@@ -198,6 +200,61 @@ impl Drop for Journey<'_> {
         if !self.arrived {
             self.pool.meter.caller_aborts.up(self.phase);
             self.pool.meter.answered(499);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use http::{HeaderMap, StatusCode, Uri};
+
+    use super::*;
+    use crate::args::{Dispatch, RouterArgs};
+    use crate::dispatch::pool::Rules;
+    use crate::request::intake::Payload;
+
+    fn pool() -> Arc<Pool> {
+        let rules = Rules {
+            dispatch: Dispatch::ShortestQueue,
+            default_slots: 1,
+            max_queued: 9,
+            max_held: 9,
+            warm_up: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(1),
+        };
+        Pool::new("ns/m".to_owned(), rules, Arc::default())
+    }
+
+    fn job() -> Job {
+        let timeouts = RouterArgs::parse_from(["llava-router"]).timeouts;
+        let started = shell::clock::now();
+        Job {
+            uri: Uri::default(),
+            headers: HeaderMap::new(),
+            payload: Payload::empty(),
+            span: None,
+            model: "m".to_owned(),
+            is_llava: false,
+            started,
+            deadline: started + timeouts.request_timeout,
+            timeouts: Arc::new(timeouts),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_for_a_deleted_model_is_told_that_there_is_none() {
+        let pool = pool();
+        let waiting = tokio::spawn(forward(Arc::clone(&pool), job(), 100));
+        while pool.demand().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        pool.close();
+        let waited = waiting.await.unwrap().unwrap_err();
+        let late = forward(pool, job(), 100).await.unwrap_err();
+        for refusal in [waited, late] {
+            assert_eq!(refusal.status, StatusCode::NOT_FOUND);
+            assert!(refusal.error.message.contains("`m`"), "{refusal:?}");
         }
     }
 }

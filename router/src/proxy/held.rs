@@ -5,7 +5,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -25,19 +25,27 @@ pub(crate) struct Held {
     work: Work,
     framing: Framing,
     every: Duration,
+    deadline: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Held {
-    /// Begins a stream, with a keep-alive at once and then `every` so often.
-    pub(crate) fn new(work: Work, framing: Framing, every: Duration) -> Self {
+    /// Begins a stream, with a keep-alive at once and then `every` so often. The work
+    /// itself ends by `deadline`.
+    pub(crate) fn new(work: Work, framing: Framing, every: Duration, deadline: Instant) -> Self {
         let now = shell::clock::now();
         Self {
             work,
             framing,
             every,
+            deadline,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
         }
+    }
+
+    /// When the request must be over.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// The next keep-alive, or the body that takes over.

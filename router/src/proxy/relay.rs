@@ -96,9 +96,11 @@ impl Relay {
             match answer.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => {
                     let done = answer.is_done();
-                    self.note_arrival();
+                    let now = self.note_arrival();
                     if done {
                         self.end();
+                    } else if now >= self.pace.deadline {
+                        return self.out_of_time();
                     }
                     if let Some(whole) = self.cutter.pass(data) {
                         return Poll::Ready(Some(Ok(whole)));
@@ -124,6 +126,11 @@ impl Relay {
         }
     }
 
+    /// When the request must be over, if it still runs.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.answer.as_ref().map(|_| self.pace.deadline)
+    }
+
     /// Whether everything was relayed.
     pub(crate) fn is_end(&self) -> bool {
         self.answer.is_none() && self.next.is_none() && !self.cutter.holds_some()
@@ -142,20 +149,21 @@ impl Relay {
         Some(rest + self.next.as_ref().map_or(0, Bytes::len) as u64)
     }
 
-    fn note_arrival(&mut self) {
+    fn note_arrival(&mut self) -> Instant {
         let now = shell::clock::now();
         let gap = now.saturating_duration_since(self.heard);
         self.reservation.pool().meter.gap.observe(gap);
         self.reservation.worker().heard(now);
         self.heard = now;
         self.sent = now;
+        now
     }
 
     /// The timer is not moved for each piece; when it fires, it is seen what is due.
     fn timer_fired(&mut self) -> Option<Poll<Option<io::Result<Bytes>>>> {
         let now = shell::clock::now();
         if now >= self.pace.deadline {
-            return Some(self.cut("request_timeout", "the request took longer than it may"));
+            return Some(self.out_of_time());
         }
         if now >= self.heard + self.pace.chunk_timeout {
             return Some(self.cut("chunk_timeout", "the worker fell silent"));
@@ -172,6 +180,10 @@ impl Relay {
         }
         self.rearm();
         None
+    }
+
+    fn out_of_time(&mut self) -> Poll<Option<io::Result<Bytes>>> {
+        self.cut("request_timeout", "the request took longer than it may")
     }
 
     fn rearm(&mut self) {

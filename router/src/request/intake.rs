@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
@@ -34,6 +34,17 @@ pub(crate) struct Budget {
 struct Share {
     budget: Arc<Budget>,
     bytes: u64,
+}
+
+/// How long a body may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Between two pieces.
+    pub(crate) stall: Duration,
+    /// For all of it: pieces that keep coming, one byte each, are no excuse.
+    pub(crate) total: Duration,
+    /// From when the total counts.
+    pub(crate) since: Instant,
 }
 
 /// A whole request body. Clones share the bytes, and the last one frees them.
@@ -62,6 +73,12 @@ pub(crate) enum IntakeError {
     /// Nothing came for too long.
     #[error("no part of the body arrived for {} s", .after.as_secs_f32())]
     Stalled {
+        /// The limit.
+        after: Duration,
+    },
+    /// It was not there whole in time.
+    #[error("the body was not there whole after {} s", .after.as_secs_f32())]
+    Slow {
         /// The limit.
         after: Duration,
     },
@@ -105,20 +122,48 @@ impl Drop for Share {
     }
 }
 
-/// Reads `body` whole.
+impl Patience {
+    /// The next frame of `body`, in time; `None` at its end.
+    async fn frame(&self, body: &mut Incoming) -> Result<Option<Frame<Bytes>>, IntakeError> {
+        let end = self.since + self.total;
+        let due = end.min(shell::clock::now() + self.stall);
+        match tokio::time::timeout_at(due.into(), body.frame()).await {
+            Ok(frame) => frame.transpose().map_err(|_| IntakeError::Aborted),
+            Err(_) if due == end => Err(IntakeError::Slow { after: self.total }),
+            Err(_) => Err(IntakeError::Stalled { after: self.stall }),
+        }
+    }
+}
+
+/// Takes `body` in, whole.
 pub(crate) async fn take_in(
     headers: &HeaderMap,
     mut body: Incoming,
     budget: &Arc<Budget>,
     max: u64,
-    stall: Duration,
+    patience: Patience,
 ) -> Result<(Payload, Facts), IntakeError> {
     if body.size_hint().lower() > max {
         if !headers.contains_key(http::header::EXPECT) {
-            discard(&mut body, stall).await;
+            discard(&mut body, patience).await;
         }
         return Err(IntakeError::TooLarge { max });
     }
+    let read = read(&mut body, budget, max, patience).await;
+    if let Err(IntakeError::TooLarge { .. } | IntakeError::Malformed(_)) = &read {
+        discard(&mut body, patience).await;
+    }
+    let (payload, reader) = read?;
+    Ok((payload, reader.finish()?))
+}
+
+/// Reads as long as there is hope; after an error nothing of the body is held any more.
+async fn read(
+    body: &mut Incoming,
+    budget: &Arc<Budget>,
+    max: u64,
+    patience: Patience,
+) -> Result<(Payload, FactReader), IntakeError> {
     let mut share = Share {
         budget: Arc::clone(budget),
         bytes: 0,
@@ -126,25 +171,15 @@ pub(crate) async fn take_in(
     let mut pieces = Vec::new();
     let mut tail = BytesMut::new();
     let mut reader = FactReader::default();
-    loop {
-        let frame = match tokio::time::timeout(stall, body.frame()).await {
-            Err(_) => return Err(IntakeError::Stalled { after: stall }),
-            Ok(None) => break,
-            Ok(Some(Err(_))) => return Err(IntakeError::Aborted),
-            Ok(Some(Ok(frame))) => frame,
-        };
+    while let Some(frame) = patience.frame(body).await? {
         let Ok(data) = frame.into_data() else {
             continue;
         };
         if share.bytes + data.len() as u64 > max {
-            discard(&mut body, stall).await;
             return Err(IntakeError::TooLarge { max });
         }
         share.grow(data.len() as u64)?;
-        if let Err(malformed) = reader.push(&data) {
-            discard(&mut body, stall).await;
-            return Err(malformed.into());
-        }
+        reader.push(&data)?;
         if data.len() >= SMALL || body.is_end_stream() && tail.is_empty() {
             flush(&mut tail, &mut pieces);
             pieces.push(data);
@@ -160,7 +195,7 @@ pub(crate) async fn take_in(
         pieces,
         _share: Some(share),
     };
-    Ok((Payload(Arc::new(kept)), reader.finish()?))
+    Ok((Payload(Arc::new(kept)), reader))
 }
 
 fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
@@ -169,9 +204,9 @@ fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
     }
 }
 
-async fn discard(body: &mut Incoming, stall: Duration) {
+async fn discard(body: &mut Incoming, patience: Patience) {
     let mut left = DISCARD;
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout(stall, body.frame()).await {
+    while let Ok(Some(frame)) = patience.frame(body).await {
         let size = frame.data_ref().map_or(0, Bytes::len) as u64;
         match left.checked_sub(size) {
             Some(rest) => left = rest,

@@ -246,13 +246,13 @@ mod tests {
         match (kind, wrap(0)) {
             (0, 0) => Change::Deployment(Event::Apply(key, deployment(name, life))),
             (0, 1) => Change::Deployment(Event::InitApply(key, deployment(name, life))),
-            (0, _) => Change::Deployment(Event::Delete(key, deployment(name, life))),
+            (0, _) => Change::Deployment(Event::Delete(key, deployment(name, life).uid)),
             (1, 0) => Change::Pod(Event::Apply(key, pod(name, life))),
             (1, 1) => Change::Pod(Event::InitApply(key, pod(name, life))),
-            (1, _) => Change::Pod(Event::Delete(key, pod(name, life))),
+            (1, _) => Change::Pod(Event::Delete(key, pod(name, life).uid)),
             (_, 0) => Change::Lease(Event::Apply(key, lease(name, life, now))),
             (_, 1) => Change::Lease(Event::InitApply(key, lease(name, life, now))),
-            (_, _) => Change::Lease(Event::Delete(key, lease(name, life, now))),
+            (_, _) => Change::Lease(Event::Delete(key, lease(name, life, now).uid)),
         }
     }
 
@@ -309,7 +309,7 @@ mod tests {
     fn a_late_delete_of_an_old_pod_leaves_the_new_one() {
         let mut index = Index::default();
         index.take(Change::Pod(Event::Apply(key(1), pod(1, 2))));
-        index.take(Change::Pod(Event::Delete(key(1), pod(1, 1))));
+        index.take(Change::Pod(Event::Delete(key(1), pod(1, 1).uid)));
         assert_eq!(index.table(shell::clock::now()).workers.len(), 1);
     }
 

@@ -111,20 +111,22 @@ where
         })
 }
 
-/// An event with what is needed of its object; `None` for an object that does
-/// not read: what was read of it before stands.
+/// An event with what is needed of its object. Of an object that does not read, what
+/// was read of it before stands until it is deleted.
 fn read<K: Resource, T>(
     event: watcher::Event<K>,
     read: impl Fn(&K) -> Option<T>,
 ) -> Option<Event<T>> {
-    let keyed = |object: &K| Some((key(object), read(object)?));
-    match event {
-        watcher::Event::Init => Some(Event::Init),
-        watcher::Event::InitDone => Some(Event::InitDone),
-        watcher::Event::InitApply(object) => keyed(&object).map(|(k, o)| Event::InitApply(k, o)),
-        watcher::Event::Apply(object) => keyed(&object).map(|(k, o)| Event::Apply(k, o)),
-        watcher::Event::Delete(object) => keyed(&object).map(|(k, o)| Event::Delete(k, o)),
-    }
+    Some(match event {
+        watcher::Event::Init => Event::Init,
+        watcher::Event::InitDone => Event::InitDone,
+        watcher::Event::InitApply(object) => match read(&object) {
+            Some(what) => Event::InitApply(key(&object), what),
+            None => Event::InitKeep(key(&object), uid(&object)),
+        },
+        watcher::Event::Apply(object) => Event::Apply(key(&object), read(&object)?),
+        watcher::Event::Delete(object) => Event::Delete(key(&object), uid(&object)),
+    })
 }
 
 fn key(object: &impl Resource) -> Key {
@@ -142,7 +144,7 @@ fn deployment(guarded: &DeserializeGuard<LlavaDeployment>) -> Option<Deployment>
     let object = match &guarded.0 {
         Ok(object) => object,
         Err(error) => {
-            tracing::warn!(object = %key(guarded), %error, "a LlavaDeployment does not read and is left out");
+            tracing::warn!(object = %key(guarded), %error, "a LlavaDeployment does not read; it stands as it was last read, if it was");
             return None;
         }
     };
@@ -273,26 +275,53 @@ mod tests {
         );
     }
 
+    fn object(spec: &serde_json::Value) -> DeserializeGuard<LlavaDeployment> {
+        let object = json!({
+            "apiVersion": "llava.dev/v1alpha1", "kind": "LlavaDeployment",
+            "metadata": {
+                "name": "demo", "namespace": "n", "uid": "u",
+                "creationTimestamp": "1970-01-01T00:01:00Z"
+            },
+            "spec": spec
+        });
+        serde_json::from_value(object).unwrap()
+    }
+
     #[test]
     fn a_deployment_gives_its_model_name_and_aliases() {
-        let guarded = |spec: serde_json::Value| {
-            let object = json!({
-                "apiVersion": "llava.dev/v1alpha1", "kind": "LlavaDeployment",
-                "metadata": {"name": "demo", "namespace": "n", "creationTimestamp": "1970-01-01T00:01:00Z"},
-                "spec": spec
-            });
-            deployment(&serde_json::from_value(object).unwrap())
-        };
+        let read = |spec: serde_json::Value| deployment(&object(&spec));
         let source = json!({"hostPath": {"path": "/m"}});
-        let plain = guarded(json!({"model": {"source": source}})).unwrap();
+        let plain = read(json!({"model": {"source": source}})).unwrap();
         assert_eq!((plain.names, plain.created), (vec!["demo".to_owned()], 60));
-        let named = guarded(json!({
+        let named = read(json!({
             "model": {"name": "llava", "aliases": ["l"], "source": source},
             "routing": {"policy": "Lottery"}
         }));
         let named = named.unwrap();
         assert_eq!(named.names, ["llava", "l"]);
         assert_eq!(named.dispatch, Some(Dispatch::Lottery));
-        assert_eq!(guarded(json!({"model": 7})), None);
+        assert_eq!(read(json!({"model": 7})), None);
+    }
+
+    #[test]
+    fn a_deployment_that_does_not_read_stands_as_it_was_until_it_is_deleted() {
+        use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+        let models_after = |events: Vec<watcher::Event<_>>| {
+            let mut index = Index::default();
+            for event in events
+                .into_iter()
+                .filter_map(|event| read(event, deployment))
+            {
+                index.take(Change::Deployment(event));
+            }
+            index.table(shell::clock::now()).models.len()
+        };
+        let good = || object(&json!({"model": {"source": {"hostPath": {"path": "/m"}}}}));
+        let bad = || object(&json!({"model": 7}));
+        assert_eq!(models_after(vec![Apply(good()), Apply(bad())]), 1);
+        let relist = vec![Apply(good()), Init, InitApply(bad()), InitDone];
+        assert_eq!(models_after(relist), 1);
+        let deleted = vec![Apply(good()), Apply(bad()), Delete(bad())];
+        assert_eq!(models_after(deleted), 0);
     }
 }

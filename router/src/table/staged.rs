@@ -13,12 +13,14 @@ pub(crate) enum Event<T> {
     Init,
     /// An object of the list.
     InitApply(Key, T),
+    /// An object of the list, with its UID, that does not read: what is known of it stands.
+    InitKeep(Key, String),
     /// The list is complete: what it lacks is gone.
     InitDone,
     /// An object is new or changed.
     Apply(Key, T),
-    /// An object is gone; the last that was seen of it.
-    Delete(Key, T),
+    /// The object with this UID is gone.
+    Delete(Key, String),
 }
 
 /// Something that another object of the same name may replace.
@@ -45,7 +47,7 @@ impl<T> Default for Staged<T> {
     }
 }
 
-impl<T: Identity> Staged<T> {
+impl<T: Identity + Clone> Staged<T> {
     /// Takes one event. `merge` brings over what is known of an object already.
     pub(crate) fn take(&mut self, event: Event<T>, merge: impl Fn(&T, &mut T)) {
         match event {
@@ -55,6 +57,12 @@ impl<T: Identity> Staged<T> {
                     merge(known, &mut object);
                 }
                 self.incoming.get_or_insert_default().insert(key, object);
+            }
+            Event::InitKeep(key, uid) => {
+                let known = self.get(&key).filter(|known| known.uid() == uid);
+                if let Some(known) = known.cloned() {
+                    self.incoming.get_or_insert_default().insert(key, known);
+                }
             }
             Event::InitDone => {
                 if let Some(incoming) = self.incoming.take() {
@@ -68,12 +76,8 @@ impl<T: Identity> Staged<T> {
                 }
                 self.current.insert(key, object);
             }
-            Event::Delete(key, object) => {
-                if self
-                    .current
-                    .get(&key)
-                    .is_some_and(|known| known.uid() == object.uid())
-                {
+            Event::Delete(key, uid) => {
+                if self.get(&key).is_some_and(|known| known.uid() == uid) {
                     self.current.remove(&key);
                 }
             }

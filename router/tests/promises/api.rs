@@ -1,5 +1,7 @@
 //! Models, keys, the page and the admin port.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -167,4 +169,47 @@ async fn the_admin_port_shows_workers_and_metrics() {
     let row = &table["pools"][0]["workers"][0];
     assert_eq!((&row["state"], &row["slots"]), (&json!("good"), &json!(8)));
     assert!(row["reported"]["ageSeconds"].is_number());
+}
+
+#[tokio::test]
+async fn the_documented_metrics_are_those_there_are() {
+    let page = include_str!("../../../docs/routing.md");
+    let section = page.split_once("## Metrics").unwrap().1;
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let documented: BTreeMap<String, &str> = rows
+        .flat_map(|row| {
+            let names = row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2);
+            names.map(move |name| (name.to_owned(), row))
+        })
+        .collect();
+
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    ask(router.address, chat(&json!({}))).await;
+    let metrics = ask(router.admin_address, request("GET", "/metrics", "")).await;
+    let kinds = metrics.text().lines();
+    let kinds = kinds.filter_map(|line| line.strip_prefix("# TYPE llava_router_")?.split_once(' '));
+    let there: BTreeSet<String> = kinds
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    assert_eq!(there, documented.keys().cloned().collect::<BTreeSet<_>>());
+
+    // And so are the words that their labels use.
+    for line in metrics.text().lines() {
+        let row = line.strip_prefix("llava_router_");
+        let Some((name, rest)) = row.and_then(|row| row.split_once('{')) else {
+            continue;
+        };
+        for label in rest.split('}').next().unwrap().split(',') {
+            let (label, word) = label.split_once('=').unwrap();
+            if !matches!(label, "pool" | "worker" | "le") {
+                let word = word.trim_matches('"');
+                assert!(documented[name].contains(word), "{word} of {line}");
+            }
+        }
+    }
 }

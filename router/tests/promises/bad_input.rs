@@ -101,6 +101,10 @@ async fn all_bodies_together_are_bounded() {
         (503, "buffers_full")
     );
     assert!(reply.headers.contains_key("retry-after"));
+    assert_eq!(
+        metric(&router, "llava_router_buffers_full_total", "").await,
+        1.0
+    );
     assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
 }
 
@@ -148,6 +152,43 @@ async fn a_slow_head_and_a_slow_body_are_cut_off_with_408() {
     })
     .await;
     assert_eq!((in_flight(&router).await, worker.hits()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_body_that_drips_has_no_more_than_the_time_of_its_request() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker])
+        .with("--request-timeout=0.5")
+        .start()
+        .await;
+    // One that is wanted, one that is wrong, one that is too long: of these the rest is read
+    // and thrown away.
+    for (length, start, status) in [
+        (10_000, "{\"", 408),
+        (10_000, "]", 400),
+        (33 << 20, "{", 413),
+    ] {
+        let stream = TcpStream::connect(router.address).await.unwrap();
+        let (mut reading, mut writing) = stream.into_split();
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{start}"
+        );
+        let dripping = tokio::spawn(async move {
+            writing.write_all(head.as_bytes()).await.unwrap();
+            let mut beat = tokio::time::interval(Duration::from_millis(20));
+            while writing.write_all(b" ").await.is_ok() {
+                beat.tick().await;
+            }
+        });
+        let mut answer = [0; "HTTP/1.1 000".len()];
+        soon("an answer", reading.read_exact(&mut answer))
+            .await
+            .unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes());
+        dripping.abort();
+    }
+    let held = metric(&router, "llava_router_buffered_bytes", "").await;
+    assert_eq!((held, worker.hits()), (0.0, 0));
 }
 
 #[tokio::test]

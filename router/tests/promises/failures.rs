@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::client::{ask, begin, chat};
 use crate::support::router::{in_flight, metric, rows};
@@ -263,4 +264,79 @@ async fn all_workers_away_is_a_clear_refusal() {
     );
     assert!(reply.headers.contains_key("retry-after"));
     assert_eq!(in_flight(&router).await, 0);
+}
+
+#[tokio::test]
+async fn a_request_that_makes_a_worker_close_its_connections_is_sent_twice_at_most() {
+    const KEPT: usize = 6;
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let together = (0..KEPT).map(|_| ask(router.address, chat(&json!({"gated": true}))));
+    let (replies, ()) = tokio::join!(join_all(together), async {
+        eventually("each has a connection", async || worker.hits() == KEPT).await;
+        worker.open_gate(true);
+    });
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let reply = ask(router.address, chat(&json!({"vanish": true}))).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (502, "worker_unreachable")
+    );
+    let times = worker.hits() - KEPT;
+    assert!((1..=2).contains(&times), "it was sent {times} times");
+}
+
+#[tokio::test]
+async fn retries_over_the_budget_wait_their_turn() {
+    const CALLERS: usize = 12;
+    const BUDGET: usize = 3;
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    workers[0].turn_away();
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    let callers = (0..CALLERS).map(|_| ask(router.address, chat(&json!({"gated": true}))));
+    let (replies, turned_away) = tokio::join!(join_all(callers), async {
+        let over = async || metric(&router, "llava_router_retry_budget_exhausted_total", "").await;
+        eventually("all came, and as many again as may", async || {
+            let [turned_away, let_in] = [workers[0].hits(), workers[1].hits()];
+            let over = over().await as usize;
+            turned_away + let_in == CALLERS + BUDGET && turned_away == BUDGET + over
+        })
+        .await;
+        let turned_away = workers[0].hits();
+        workers[1].open_gate(true);
+        turned_away
+    });
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let answered = r#"reason="busy",outcome="answered""#;
+    let retries = metric(&router, "llava_router_retries_total", answered).await;
+    assert_eq!(retries as usize, turned_away);
+}
+
+#[tokio::test]
+async fn a_hung_worker_is_suspected_by_its_missing_first_bytes() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    // So patient that they say nothing in time.
+    let router = router(&[&workers[0], &workers[1]])
+        .with("--poll-timeout=600")
+        .start()
+        .await;
+    workers[0].hang();
+    let name = workers[0].address.to_string();
+    let hung = async || {
+        let rows = rows(&router).await;
+        rows.into_iter().find(|row| row["name"] == name).unwrap()
+    };
+    let mut callers = Vec::new();
+    eventually("the hung worker owes a first byte", async || {
+        let caller = tokio::spawn(ask(router.address, chat(&json!({}))));
+        callers.push(AbortOnDropHandle::new(caller));
+        hung().await["inFlight"].as_u64() > Some(0)
+    })
+    .await;
+    eventually("it is suspect", async || hung().await["state"] == "suspect").await;
+    let owed = hung().await["inFlight"].clone();
+    for _ in 0..10 {
+        assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
+    }
+    assert_eq!(hung().await["inFlight"], owed);
 }

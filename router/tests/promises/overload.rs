@@ -1,17 +1,20 @@
 //! More work than the workers can do, and models without workers.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
+use llava_router::Router;
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::client::{ask, begin, chat, request};
 use crate::support::process::Process;
-use crate::support::router::{in_flight, metric};
-use crate::support::{FakeWorker, Reply, eventually, router};
+use crate::support::router::{in_flight, metric, rows};
+use crate::support::{FakeWorker, Reply, eventually, router, soon};
 
 #[tokio::test]
 async fn ten_times_too_much_fills_every_place_and_refuses_the_rest() {
@@ -223,4 +226,89 @@ async fn the_models_are_asked_from_the_workers_when_none_is_named() {
     .await;
     let ready = ask(router.admin_address, request("GET", "/readyz", "")).await;
     assert_eq!(ready.status, 200);
+}
+
+#[tokio::test]
+async fn those_who_wait_are_served_in_the_order_they_came() {
+    const CALLERS: usize = 6;
+    // A slot and the headroom of one.
+    const AT_WORKER: usize = 2;
+    let worker = FakeWorker::with_slots(1).await;
+    let router = router(&[&worker]).start().await;
+    eventually("the worker told its slots", async || {
+        rows(&router).await[0]["slots"] == 1
+    })
+    .await;
+    let mut callers = VecDeque::new();
+    for number in 0..CALLERS {
+        let long = json!({"number": number, "stream": true, "events": 2, "gap_ms": 600_000});
+        let caller = tokio::spawn(begin(router.address, chat(&long)));
+        callers.push_back(AbortOnDropHandle::new(caller));
+        eventually("it has its place", async || {
+            worker.bodies().len() + waiting(&router).await == number + 1
+        })
+        .await;
+    }
+    for came in AT_WORKER + 1..=CALLERS {
+        callers.pop_front();
+        eventually("the next one came", async || worker.bodies().len() == came).await;
+    }
+    let numbers = worker.bodies().into_iter().map(|body| {
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        body["number"].as_u64().unwrap() as usize
+    });
+    assert_eq!(
+        numbers.collect::<Vec<_>>(),
+        (0..CALLERS).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn requests_are_held_up_to_a_number_and_a_time_while_a_model_has_no_worker() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker])
+        .with("--max-held=2")
+        .with("--hold-timeout=2")
+        .start()
+        .await;
+    worker.drain(true);
+    is_in_state(&router, "leaving").await;
+    let held = [(); 2].map(|()| tokio::spawn(ask(router.address, chat(&json!({})))));
+    eventually("two wait", async || waiting(&router).await == 2).await;
+    let mut refused = vec![(ask(router.address, chat(&json!({}))).await, "hold_full")];
+    for held in held {
+        refused.push((held.await.unwrap(), "no_worker"));
+    }
+    for (reply, code) in refused {
+        assert_eq!((reply.status.as_u16(), reply.code().as_str()), (503, code));
+        assert!(reply.headers.contains_key("retry-after"), "{reply:?}");
+        let shed = format!("reason=\"{code}\"");
+        assert!(metric(&router, "llava_router_sheds_total", &shed).await >= 1.0);
+    }
+    assert_eq!(worker.hits(), 0);
+}
+
+#[tokio::test]
+async fn held_requests_are_answered_when_the_model_has_a_worker() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--keep-alive=0.1").start().await;
+    worker.drain(true);
+    is_in_state(&router, "leaving").await;
+    let whole = tokio::spawn(ask(router.address, chat(&json!({}))));
+    let mut stream = begin(router.address, chat(&json!({"stream": true}))).await;
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!(first, ": keep-alive\n\n");
+    eventually("both wait", async || waiting(&router).await == 2).await;
+    worker.drain(false);
+    let stream = soon("the end", stream.whole()).await;
+    assert_eq!((stream.status.as_u16(), stream.events().len()), (200, 4));
+    assert_eq!(whole.await.unwrap().status, 200);
+}
+
+async fn waiting(router: &Router) -> usize {
+    metric(router, "llava_router_waiting{", "").await as usize
+}
+
+async fn is_in_state(router: &Router, state: &str) {
+    eventually(state, async || rows(router).await[0]["state"] == state).await;
 }

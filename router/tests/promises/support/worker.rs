@@ -2,7 +2,6 @@
 //! fields of the request that no real worker knows, and by calls that make it
 //! die, hang, slow down or lie.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -46,6 +45,8 @@ pub(crate) struct Wish {
     pub(crate) die_after: Option<usize>,
     /// Break within an event when dying.
     pub(crate) tear: bool,
+    /// Break the connection when the whole request is read.
+    pub(crate) vanish: bool,
 }
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
@@ -69,6 +70,7 @@ pub(crate) struct State {
     slowness: AtomicU32,
     lie: Mutex<Option<u32>>,
     draining: AtomicBool,
+    turns_away: AtomicBool,
     frozen: watch::Sender<bool>,
     gate: watch::Sender<bool>,
     bodies: Mutex<Vec<Bytes>>,
@@ -101,6 +103,7 @@ impl FakeWorker {
             slowness: AtomicU32::new(1),
             lie: Mutex::default(),
             draining: AtomicBool::new(false),
+            turns_away: AtomicBool::new(false),
             frozen: watch::Sender::new(false),
             gate: watch::Sender::new(false),
             bodies: Mutex::default(),
@@ -141,6 +144,16 @@ impl FakeWorker {
         *self.state.lie.lock().unwrap() = Some(queue);
     }
 
+    /// Reports that it takes nothing new, or that it does again.
+    pub(crate) fn drain(&self, draining: bool) {
+        self.state.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Says 503 to all requests from now on.
+    pub(crate) fn turn_away(&self) {
+        self.state.turns_away.store(true, Ordering::Relaxed);
+    }
+
     /// Requests that came.
     pub(crate) fn hits(&self) -> usize {
         self.state.hits.load(Ordering::Relaxed)
@@ -149,6 +162,11 @@ impl FakeWorker {
     /// Requests whose caller left before the end.
     pub(crate) fn left(&self) -> usize {
         self.state.left.load(Ordering::Relaxed)
+    }
+
+    /// The bodies of the requests that came, in this order.
+    pub(crate) fn bodies(&self) -> Vec<Bytes> {
+        self.state.bodies.lock().unwrap().clone()
     }
 
     /// The last request's body and headers.
@@ -177,7 +195,7 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
     let mut frozen = state.frozen.subscribe();
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(request, state).await) }
+        async move { answer(request, state).await }
     });
     let mut serving =
         std::pin::pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -220,17 +238,18 @@ fn full(status: u16, text: String) -> Response<Body> {
     response
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<State>) -> Response<Body> {
+/// The answer; an error closes the connection without one.
+async fn answer(request: Request<Incoming>, state: Arc<State>) -> std::io::Result<Response<Body>> {
     let mut response = match request.uri().path() {
         "/v1/load" => full(200, serde_json::to_string(&report(&state)).unwrap()),
         "/v1/models" => full(200, r#"{"object":"list","data":[{"id":"m"}]}"#.to_owned()),
-        _ => work(request, &state).await,
+        _ => work(request, &state).await?,
     };
     let load = serde_json::to_string(&report(&state)).unwrap();
     response
         .headers_mut()
         .insert(protocol::header::LOAD, load.parse().unwrap());
-    response
+    Ok(response)
 }
 
 /// Counts a request that is dropped before its end.
@@ -260,7 +279,7 @@ impl Drop for Waits<'_> {
     }
 }
 
-async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> {
+async fn work(request: Request<Incoming>, state: &Arc<State>) -> std::io::Result<Response<Body>> {
     let is_llava = request.uri().path() == "/worker_generate_stream";
     state.hits.fetch_add(1, Ordering::Relaxed);
     let (head, body) = request.into_parts();
@@ -268,13 +287,17 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> 
     let wish: Wish = serde_json::from_slice(&body).unwrap();
     state.bodies.lock().unwrap().push(body);
     state.headers.lock().unwrap().push(head.headers);
-    if let Some(status) = wish.status {
-        return full(
+    if wish.vanish {
+        return Err(std::io::Error::other("vanishes as wished"));
+    }
+    let turned_away = state.turns_away.load(Ordering::Relaxed).then_some(503);
+    if let Some(status) = wish.status.or(turned_away) {
+        return Ok(full(
             status,
             format!(
                 r#"{{"error":{{"message":"as wished","type":"server_error","param":null,"code":"wished_{status}"}}}}"#
             ),
-        );
+        ));
     }
     state.waiting.fetch_add(1, Ordering::Relaxed);
     let mut waits = Waits(state, false);
@@ -294,13 +317,13 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> 
     pause(state, wish.first_ms).await;
     if !wish.stream && !is_llava {
         presence.ended = true;
-        return full(
+        return Ok(full(
             200,
             format!(
                 r#"{{"object":"chat.completion","choices":[],"filler":"{}"}}"#,
                 "x".repeat(wish.bytes)
             ),
-        );
+        ));
     }
     let (sender, receiver) = mpsc::channel(1);
     let state = Arc::clone(state);
@@ -317,7 +340,7 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> Response<Body> 
             .headers_mut()
             .insert("content-type", "text/event-stream".parse().unwrap());
     }
-    response
+    Ok(response)
 }
 
 async fn pause(state: &State, millis: u64) {
