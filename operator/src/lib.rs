@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod backoff;
+pub mod births;
 pub mod conditions;
 pub mod context;
 pub mod demand;
@@ -11,6 +12,8 @@ pub mod deployment;
 pub mod drive;
 pub mod effects;
 pub mod expectations;
+#[cfg(test)]
+mod fake;
 pub mod heartbeat;
 pub mod key;
 pub mod leader;

@@ -190,3 +190,51 @@ pub fn owner(worker: &LlavaWorker, blocks: bool) -> Value {
         "blockOwnerDeletion": blocks,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::fake::{self, Fake, refusal};
+
+    fn worker() -> Arc<LlavaWorker> {
+        let template = json!({
+            "model": {"source": {"http": {"url": "https://a/b"}}}, "engine": {}, "drain": {"timeout": "1m"},
+        });
+        let worker = json!({
+            "apiVersion": "llava.dev/v1alpha1", "kind": "LlavaWorker",
+            "metadata": {"namespace": "ns", "name": "llava-abc-0", "uid": "w"},
+            "spec": {"deployment": "llava", "revision": "abc", "template": template},
+        });
+        Arc::new(serde_json::from_value(worker).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_gone_before_the_status_tells_of_it_has_no_successor_of_its_name() {
+        let server = Fake::default();
+        let client = server.client(|asked| {
+            let mut object = asked.body.clone();
+            object["metadata"]["uid"] = json!("p");
+            match asked.method {
+                Method::GET => refusal(404, "NotFound"),
+                _ => Some((200, object)),
+            }
+        });
+        let context = fake::context(&client);
+        reconcile(worker(), &context).await.unwrap();
+        let told = || server.asked(&Method::PUT, "/llavaworkers/llava-abc-0/status");
+        assert_eq!(server.asked(&Method::POST, "/pods").len(), 1);
+        assert!(told().is_empty(), "a first step costs no write of its own");
+
+        // Somebody deletes the Pod, and no status was worth its write yet.
+        let key = Key::new("ns", "llava-abc-0");
+        context.world.pod_writes.saw(&key, "p", true);
+        reconcile(worker(), &context).await.unwrap();
+        assert_eq!(server.asked(&Method::POST, "/pods").len(), 1);
+        let status = &told()[0].body["status"];
+        assert_eq!(status["phase"], "Failed", "{status}");
+        assert_eq!(status["reason"], "PodDeleted");
+        assert_eq!(status["podUID"], "p");
+    }
+}

@@ -157,7 +157,9 @@ fn member(
         .as_ref()
         .and_then(|beat| beat.report.clone())
         .unwrap_or_default();
-    let lacking = diagnose::diagnose(worker, pod, beat.as_ref()).lacks_room();
+    let born = context.world.births().of(&uid).map(str::to_owned);
+    let life = life::life(worker, pod, born.as_deref());
+    let lacking = diagnose::diagnose(worker, life, pod, beat.as_ref()).lacks_room();
     let without_room = context.with_memory(deployment, |memory| {
         memory.without_room(&uid, lacking, now.monotonic)
     });
@@ -167,7 +169,7 @@ fn member(
         name: key.name,
         uid,
         revision: spec.revision.clone(),
-        life: life::life(worker, pod),
+        life,
         available: life::is_available(worker, pod),
         queue: report.queue_length(),
         without_room,

@@ -64,11 +64,12 @@ async fn steps(
         applied.wait = true;
         return Ok(());
     };
-    let uid = pod.uid().unwrap_or_default();
+    let pod_uid = pod.uid().unwrap_or_default();
+    world.births().saw(&uid, &pod_uid);
     let now = shell::clock::now();
     world
         .pod_writes
-        .wrote(&key, key.clone(), &uid, Expected::Created, now);
+        .wrote(&key, key.clone(), &pod_uid, Expected::Created, now);
     applied.pod = Some(pod);
     Ok(())
 }
