@@ -105,6 +105,17 @@ impl EffectError {
         }
     }
 
+    /// Whether a write may have happened all the same: nobody said that it did not.
+    #[must_use]
+    pub fn leaves_doubt(&self) -> bool {
+        match &self.source {
+            Cause::Timeout(_) => true,
+            Cause::NotLeading => false,
+            Cause::Api(kube::Error::Api(status)) => status.code >= 500,
+            Cause::Api(_) => true,
+        }
+    }
+
     /// Whether the object changed its identity under us.
     #[must_use]
     pub fn is_conflict(&self) -> bool {

@@ -222,7 +222,8 @@ pub async fn caught_up(key: &Key, context: &Context) -> Result<bool, EffectError
         if pending.is_overdue(now) {
             let found: Option<LlavaWorker> = context.effects.get(&pending.object).await?;
             let same = found.filter(|worker| worker.uid().as_deref() == Some(&pending.uid));
-            if same.is_none_or(|worker| worker.metadata.deletion_timestamp.is_some()) {
+            let ending = same.is_none_or(|worker| worker.metadata.deletion_timestamp.is_some());
+            if !pending.is_to_come(ending) {
                 world.worker_writes.saw(key, &pending.uid, true);
                 continue;
             }
