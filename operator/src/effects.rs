@@ -295,12 +295,12 @@ impl Effects {
     /// Tells people. Events are a courtesy: a failure is logged and no more.
     pub async fn tell<K: Object>(&self, about: &K, event: Event) {
         let _turn = self.turns.take(false).await;
-        if !self.claim.holds(shell::clock::now()) {
+        let Some(limit) = self.write_limit() else {
             return;
-        }
+        };
         let reference = about.object_ref(&());
         let published = self.recorder.publish(&event, &reference);
-        match tokio::time::timeout(self.timeout, published).await {
+        match tokio::time::timeout(limit, published).await {
             Ok(Ok(())) => self.metrics.wrote(Verb::Create, "Event"),
             Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "event not published"),
             Err(_) => tracing::debug!(reason = event.reason, "event not published in time"),
@@ -316,16 +316,16 @@ impl Effects {
         let kind = K::kind(&());
         let first = ASKED.try_with(|asked| asked.get().is_some());
         let _turn = self.turns.take(first.unwrap_or(false)).await;
-        if !self.claim.holds(shell::clock::now()) {
+        let Some(limit) = self.write_limit() else {
             return Err(EffectError {
                 verb: verb.as_str(),
                 kind: kind.into(),
                 key: key.clone(),
                 source: Cause::NotLeading,
             });
-        }
+        };
         let done = self
-            .within(verb.as_str(), kind.to_string(), key, call)
+            .within(limit, verb.as_str(), kind.to_string(), key, call)
             .await;
         if let Ok(Some((of, asked))) = ASKED.try_with(Cell::take) {
             let now = shell::clock::now();
@@ -355,20 +355,28 @@ impl Effects {
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
         let _turn = self.turns.take(false).await;
-        self.within(verb, kind, key, call).await
+        self.within(self.timeout, verb, kind, key, call).await
+    }
+
+    /// How long a write that begins now may take: not beyond the claim that it begins
+    /// under, since somebody else may lead soon after. Nothing when we do not lead.
+    fn write_limit(&self) -> Option<Duration> {
+        let rest = self.claim.rest(shell::clock::now())?;
+        Some(self.timeout.min(rest))
     }
 
     async fn within<T>(
         &self,
+        limit: Duration,
         verb: &'static str,
         kind: String,
         key: &Key,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
-        let source = match tokio::time::timeout(self.timeout, call).await {
+        let source = match tokio::time::timeout(limit, call).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => Cause::Api(error),
-            Err(_) => Cause::Timeout(self.timeout),
+            Err(_) => Cause::Timeout(limit),
         };
         Err(EffectError {
             verb,
@@ -380,5 +388,30 @@ impl Effects {
 
     fn api<K: Object>(&self, key: &Key) -> Api<K> {
         Api::namespaced(self.client.clone(), &key.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::deployment::check::tests::settings;
+    use crate::fake::Fake;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_given_up_with_the_claim_that_it_began_under() {
+        let (settings, rest) = (settings(), Duration::from_secs(5));
+        assert!(rest < settings.call_timeout);
+        let client = Fake::default().client(|_| None);
+        let claim = Claim::none();
+        let metrics = Metrics::register(&mut Registry::default());
+        let effects = Effects::new(client, claim.clone(), &settings, None, metrics);
+        claim.extend(shell::clock::now() + rest);
+        let begin = tokio::time::Instant::now();
+        let error = effects.create(&ConfigMap::default()).await.unwrap_err();
+        assert!(begin.elapsed() <= rest + Duration::from_millis(1));
+        assert!(error.leaves_doubt(), "{error}");
     }
 }
