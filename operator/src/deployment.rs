@@ -31,7 +31,8 @@ use self::scale::Reading;
 use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
-use crate::pace::Verdict;
+use crate::outcome::Outcome;
+use crate::pace::{Change, Verdict};
 use crate::revision::worker_name;
 use crate::step::{Step, StepError};
 
@@ -52,30 +53,30 @@ pub enum DeploymentError {
     Step(#[from] StepError),
 }
 
-/// Brings one deployment's workers to be, and tells how it goes. Returns after how
-/// long to look again without an event.
+/// Brings one deployment's workers to be, and tells how it goes.
 ///
 /// # Errors
 /// When it has to be tried again.
 pub async fn reconcile(
     deployment: Arc<LlavaDeployment>,
     context: &Context,
-) -> Result<Option<Duration>, DeploymentError> {
+) -> Result<Outcome, DeploymentError> {
     let key = Key::of(&*deployment);
     if deployment.metadata.deletion_timestamp.is_some() {
         context.forget(&key);
-        return Ok(None);
+        return Ok(Outcome::Done(None));
     }
     if context.is_behind(&*deployment) || !observe::caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let observed = observe::observe(deployment, context); // stores
     let checked = match check::check(&observed.deployment, &context.settings) {
         Ok(checked) => checked, // pure
         Err(refusal) => {
             let status = report::refused(&observed, &refusal);
-            return Ok(tell(&observed, &status, context).await?);
+            let later = tell(&observed, &status, context).await?;
+            return Ok(Outcome::Done(later));
         }
     };
     let goal = goal(&observed, &checked, context);
@@ -104,14 +105,14 @@ pub async fn reconcile(
     ); // pure
     let later = tell(&observed, &status, context).await?; // client
     match applied.error {
-        Some(error) if error.is_gone() => return Ok(None),
+        Some(error) if error.is_gone() => return Ok(Outcome::Done(None)),
         Some(error) => return Err(error.into()),
         None => {}
     }
     let scaled = matches!(checked.wish, Wish::Auto(_)).then_some(scale::PERIOD);
     let waits = applied.wait.then_some(WAIT);
     let all = [plan.again, deadline, later, scaled, waits];
-    Ok(all.into_iter().flatten().min())
+    Ok(Outcome::Done(all.into_iter().flatten().min()))
 }
 
 /// What is wished for now.
@@ -330,7 +331,7 @@ async fn tell(
         Verdict::Write => {
             let mut told = LlavaDeployment::clone(deployment);
             told.status = Some(status.clone());
-            match context.effects.report(&told).await {
+            match context.effects.report(&told, change == Change::News).await {
                 Ok(written) => context.wrote_status(&written, now),
                 // The newer version has an event of its own.
                 Err(error) if error.is_conflict() => {

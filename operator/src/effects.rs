@@ -30,14 +30,19 @@ tokio::task_local! {
     static ASKED: Cell<Option<(&'static str, Instant)>>;
 }
 
-/// Runs a reconciliation so that its first write tells how late it came.
+/// Runs a reconciliation so that its first write tells how late it came. Returns when
+/// the event came, too, if nothing was written that answers it.
 pub async fn answering<T>(
     kind: &'static str,
     asked: Option<Instant>,
     work: impl Future<Output = T>,
-) -> T {
-    let asked = asked.map(|asked| (kind, asked));
-    ASKED.scope(Cell::new(asked), work).await
+) -> (T, Option<Instant>) {
+    let asked = Cell::new(asked.map(|asked| (kind, asked)));
+    let work = async {
+        let done = work.await;
+        (done, ASKED.with(Cell::get).map(|(_, asked)| asked))
+    };
+    ASKED.scope(asked, work).await
 }
 
 /// The API server as the controllers see it.
@@ -206,11 +211,12 @@ impl Effects {
     /// Writes the status of an object that has it already. Whoever computed it
     /// knew this version of the object: if there is a newer one, or a successor of
     /// the same name, nothing is written and the error is a conflict. An update
-    /// merges nothing, and a status has one writer.
+    /// merges nothing, and a status has one writer. One that `answers` no event had
+    /// its time: it is not measured as an answer, and takes its turn behind those.
     ///
     /// # Errors
     /// When the API server refuses it, does not answer, or we no longer lead.
-    pub async fn report<K: Object>(&self, object: &K) -> Result<K, EffectError> {
+    pub async fn report<K: Object>(&self, object: &K, answers: bool) -> Result<K, EffectError> {
         let key = Key::of(object);
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -218,7 +224,12 @@ impl Effects {
         };
         let api = self.api::<K>(&key);
         let call = api.replace_status(&key.name, &params, object);
-        self.write::<K, _>(Verb::Status, &key, call).await
+        let write = self.write::<K, _>(Verb::Status, &key, call);
+        if answers {
+            write.await
+        } else {
+            ASKED.scope(Cell::new(None), write).await
+        }
     }
 
     /// Deletes this very object. `foreground` keeps it visible until what it
@@ -395,10 +406,34 @@ impl Effects {
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use prometheus_client::registry::Registry;
+    use serde_json::json;
 
     use super::*;
     use crate::deployment::check::tests::settings;
-    use crate::fake::Fake;
+    use crate::fake::{self, Fake};
+
+    fn object() -> ConfigMap {
+        let metadata = json!({"namespace": "ns", "name": "a"});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_first_write_answers_an_event_unless_it_had_its_time() {
+        let client = Fake::default().client(|asked| Some((200, asked.body.clone())));
+        let effects = fake::context(&client).effects;
+        let (object, asked) = (object(), Some(shell::clock::now()));
+        let (_, left) = answering("Any", asked, async {}).await;
+        assert_eq!(left, asked);
+        for (answers, left) in [(false, asked), (true, None)] {
+            let write = effects.report(&object, answers);
+            let (written, found) = answering("Any", asked, write).await;
+            assert!(written.is_ok());
+            assert_eq!(found, left);
+        }
+        let (written, left) = answering("Any", asked, effects.create(&object)).await;
+        assert!(written.is_ok());
+        assert_eq!(left, None);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_write_is_given_up_with_the_claim_that_it_began_under() {
@@ -410,7 +445,7 @@ mod tests {
         let effects = Effects::new(client, claim.clone(), &settings, None, metrics);
         claim.extend(shell::clock::now() + rest);
         let begin = tokio::time::Instant::now();
-        let error = effects.create(&ConfigMap::default()).await.unwrap_err();
+        let error = effects.create(&object()).await.unwrap_err();
         assert!(begin.elapsed() <= rest + Duration::from_millis(1));
         assert!(error.leaves_doubt(), "{error}");
     }

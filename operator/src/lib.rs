@@ -20,6 +20,7 @@ pub mod leader;
 pub mod metrics;
 pub mod names;
 pub mod now;
+pub mod outcome;
 pub mod pace;
 pub mod revision;
 pub mod run;

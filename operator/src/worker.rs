@@ -26,7 +26,8 @@ use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
 use crate::now::Now;
-use crate::pace::Verdict;
+use crate::outcome::Outcome;
+use crate::pace::{Change, Verdict};
 use crate::step::StepError;
 use crate::world::Worker;
 
@@ -54,23 +55,22 @@ pub enum WorkerError {
     Plan(#[from] plan::PlanError),
 }
 
-/// Brings one worker's Pod and Lease to be, and tells how it goes. Returns after
-/// how long to look again without an event.
+/// Brings one worker's Pod and Lease to be, and tells how it goes.
 ///
 /// # Errors
 /// When it has to be tried again.
 pub async fn reconcile(
     worker: Arc<LlavaWorker>,
     context: &Context,
-) -> Result<Option<Duration>, WorkerError> {
+) -> Result<Outcome, WorkerError> {
     let key = Key::of(&*worker);
     if context.is_behind(&*worker) || !caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let observed = observe::observe(worker, &context.world, &context.effects).await?; // client
     if observed.life == Life::Unseen {
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let planned = plan::plan(&observed)?; // pure
     let applied = apply::apply(planned, &observed.worker, &context.world, &context.effects).await; // client
@@ -79,10 +79,10 @@ pub async fn reconcile(
     let next = tell(&observed, &status, &now, context).await?; // client
     match applied.error {
         // A namespace that is being deleted takes everything with it.
-        Some(error) if error.is_gone() => Ok(None),
+        Some(error) if error.is_gone() => Ok(Outcome::Done(None)),
         Some(error) => Err(error.into()),
-        None if applied.wait => Ok(Some(WAIT)),
-        None => Ok(next),
+        None if applied.wait => Ok(Outcome::Done(Some(WAIT))),
+        None => Ok(Outcome::Done(next)),
     }
 }
 
@@ -104,7 +104,7 @@ async fn tell(
         Verdict::Write => {
             let mut told = LlavaWorker::clone(worker);
             told.status = Some(status.clone());
-            match context.effects.report(&told).await {
+            match context.effects.report(&told, change == Change::News).await {
                 Ok(written) => context.wrote_status(&written, now.monotonic),
                 // The newer version has an event of its own.
                 Err(error) if error.is_conflict() => {

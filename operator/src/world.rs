@@ -112,6 +112,13 @@ impl Queue {
     pub fn take_asked(&self, key: &Key) -> Option<Instant> {
         lock(&self.asked).remove(key)
     }
+
+    /// That reconciliation answered nothing: the next one answers the same event.
+    pub fn put_back(&self, key: &Key, asked: Instant) {
+        let mut all = lock(&self.asked);
+        let earliest = all.entry(key.clone()).or_insert(asked);
+        *earliest = asked.min(*earliest);
+    }
 }
 
 /// The reconciliations asked for.
