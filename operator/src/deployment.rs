@@ -7,6 +7,7 @@ pub mod memory;
 pub mod news;
 pub mod observe;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod scale;
 mod worst;
@@ -19,14 +20,15 @@ use crds::name::{FIELD_MANAGER, WORKER, label};
 use crds::worker::LlavaWorkerSpec;
 use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt};
 
-use self::apply::Planned;
+use self::apply::{Applied, Planned};
 use self::check::{Checked, Wish, share};
 use self::observe::Observed;
 use self::plan::{Goal, Member, Plan};
+use self::progress::Aim;
 use self::scale::Reading;
 use crate::context::Context;
 use crate::effects::EffectError;
@@ -95,6 +97,7 @@ pub async fn reconcile(
         &context.effects,
     )
     .await; // client
+    let last_progress = progressed(&observed, &goal, &applied, context);
     let (status, deadline) = report::status(
         &observed,
         &checked,
@@ -102,6 +105,7 @@ pub async fn reconcile(
         plan.delete_first,
         &applied,
         &context.settings,
+        last_progress,
     ); // pure
     let later = tell(&observed, &status, context).await?; // client
     match applied.error {
@@ -113,6 +117,20 @@ pub async fn reconcile(
     let waits = applied.wait.then_some(WAIT);
     let all = [plan.again, deadline, later, scaled, waits];
     Ok(Outcome::Done(all.into_iter().flatten().min()))
+}
+
+/// When the rollout last came further.
+fn progressed(observed: &Observed, goal: &Goal, applied: &Applied, context: &Context) -> Time {
+    let aim = Aim {
+        generation: observed.deployment.metadata.generation,
+        revision: goal.revision.clone(),
+        replicas: goal.replicas,
+    };
+    let reach = report::reach(observed, goal, applied); // pure
+    let told = observed.deployment.status.as_ref();
+    context.with_memory(&observed.key, |memory| {
+        memory.progress.note(aim, reach, told, observed.now.time())
+    })
 }
 
 /// What is wished for now.
