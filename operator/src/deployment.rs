@@ -214,7 +214,11 @@ fn children(
     let mut leases: Vec<String> = existing.chain(plan.create.iter().map(name)).collect();
     leases.sort_unstable();
     leases.dedup();
-    let answers = observed.workers.iter().any(|(_, member)| member.available);
+    let answering = observed
+        .workers
+        .iter()
+        .filter(|(_, member)| member.available)
+        .count();
     let templates = observed
         .workers
         .iter()
@@ -241,9 +245,10 @@ fn children(
             found.binding.as_deref(),
             &uid,
         ),
-        // Every change of a worker makes Kubernetes write the Endpoints of its Service and
-        // the status of its budget anew, so neither is there before it has a use.
-        service: if found.service.is_some() || observed.addressed {
+        // Every change of a worker makes Kubernetes write the Endpoints and EndpointSlices of its
+        // Service and the status of its budget anew, so neither is there before it has a use. The
+        // Service is for people alone: it is there when the status says that the workers answer.
+        service: if found.service.is_some() || (answering > 0 && answering >= goal.enough()) {
             Step::towards(
                 child::service::service(deployment),
                 found.service.as_deref(),
@@ -252,7 +257,7 @@ fn children(
         } else {
             Step::Keep
         },
-        budget: if found.budget.is_some() || answers {
+        budget: if found.budget.is_some() || answering > 0 {
             Step::towards(
                 child::budget::budget(deployment, goal.replicas, goal.unavailable),
                 found.budget.as_deref(),

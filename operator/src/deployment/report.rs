@@ -109,10 +109,7 @@ pub fn status(
     } else {
         (Truth::True, reason::SCALING)
     };
-    let floor = replicas
-        .saturating_sub(goal.unavailable)
-        .max(usize::from(replicas > 0));
-    let enough = counts.available >= floor;
+    let enough = counts.available >= goal.enough();
     let cause = worst.as_ref().filter(|worst| worst.notable);
     let numbers = format!(
         "{} of {replicas} workers answer, {} have the template of the spec",
