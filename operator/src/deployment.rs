@@ -7,6 +7,7 @@ pub mod memory;
 pub mod news;
 pub mod observe;
 pub mod plan;
+pub mod progress;
 pub mod report;
 pub mod scale;
 mod worst;
@@ -19,19 +20,21 @@ use crds::name::{FIELD_MANAGER, WORKER, label};
 use crds::worker::LlavaWorkerSpec;
 use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt};
 
-use self::apply::Planned;
+use self::apply::{Applied, Planned};
 use self::check::{Checked, Wish, share};
 use self::observe::Observed;
 use self::plan::{Goal, Member, Plan};
+use self::progress::Aim;
 use self::scale::Reading;
 use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
-use crate::pace::Verdict;
+use crate::outcome::Outcome;
+use crate::pace::{Change, Verdict};
 use crate::revision::worker_name;
 use crate::step::{Step, StepError};
 
@@ -52,30 +55,30 @@ pub enum DeploymentError {
     Step(#[from] StepError),
 }
 
-/// Brings one deployment's workers to be, and tells how it goes. Returns after how
-/// long to look again without an event.
+/// Brings one deployment's workers to be, and tells how it goes.
 ///
 /// # Errors
 /// When it has to be tried again.
 pub async fn reconcile(
     deployment: Arc<LlavaDeployment>,
     context: &Context,
-) -> Result<Option<Duration>, DeploymentError> {
+) -> Result<Outcome, DeploymentError> {
     let key = Key::of(&*deployment);
     if deployment.metadata.deletion_timestamp.is_some() {
         context.forget(&key);
-        return Ok(None);
+        return Ok(Outcome::Done(None));
     }
     if context.is_behind(&*deployment) || !observe::caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let observed = observe::observe(deployment, context); // stores
     let checked = match check::check(&observed.deployment, &context.settings) {
         Ok(checked) => checked, // pure
         Err(refusal) => {
             let status = report::refused(&observed, &refusal);
-            return Ok(tell(&observed, &status, context).await?);
+            let later = tell(&observed, &status, context).await?;
+            return Ok(Outcome::Done(later));
         }
     };
     let goal = goal(&observed, &checked, context);
@@ -94,6 +97,7 @@ pub async fn reconcile(
         &context.effects,
     )
     .await; // client
+    let last_progress = progressed(&observed, &goal, &applied, context);
     let (status, deadline) = report::status(
         &observed,
         &checked,
@@ -101,17 +105,32 @@ pub async fn reconcile(
         plan.delete_first,
         &applied,
         &context.settings,
+        last_progress,
     ); // pure
     let later = tell(&observed, &status, context).await?; // client
     match applied.error {
-        Some(error) if error.is_gone() => return Ok(None),
+        Some(error) if error.is_gone() => return Ok(Outcome::Done(None)),
         Some(error) => return Err(error.into()),
         None => {}
     }
     let scaled = matches!(checked.wish, Wish::Auto(_)).then_some(scale::PERIOD);
     let waits = applied.wait.then_some(WAIT);
     let all = [plan.again, deadline, later, scaled, waits];
-    Ok(all.into_iter().flatten().min())
+    Ok(Outcome::Done(all.into_iter().flatten().min()))
+}
+
+/// When the rollout last came further.
+fn progressed(observed: &Observed, goal: &Goal, applied: &Applied, context: &Context) -> Time {
+    let aim = Aim {
+        generation: observed.deployment.metadata.generation,
+        revision: goal.revision.clone(),
+        replicas: goal.replicas,
+    };
+    let reach = report::reach(observed, goal, applied); // pure
+    let told = observed.deployment.status.as_ref();
+    context.with_memory(&observed.key, |memory| {
+        memory.progress.note(aim, reach, told, observed.now.time())
+    })
 }
 
 /// What is wished for now.
@@ -195,7 +214,11 @@ fn children(
     let mut leases: Vec<String> = existing.chain(plan.create.iter().map(name)).collect();
     leases.sort_unstable();
     leases.dedup();
-    let answers = observed.workers.iter().any(|(_, member)| member.available);
+    let answering = observed
+        .workers
+        .iter()
+        .filter(|(_, member)| member.available)
+        .count();
     let templates = observed
         .workers
         .iter()
@@ -222,9 +245,10 @@ fn children(
             found.binding.as_deref(),
             &uid,
         ),
-        // Every change of a worker makes Kubernetes write the Endpoints of its Service and
-        // the status of its budget anew, so neither is there before it has a use.
-        service: if found.service.is_some() || observed.addressed {
+        // Every change of a worker makes Kubernetes write the Endpoints and EndpointSlices of its
+        // Service and the status of its budget anew, so neither is there before it has a use. The
+        // Service is for people alone: it is there when the status says that the workers answer.
+        service: if found.service.is_some() || (answering > 0 && answering >= goal.enough()) {
             Step::towards(
                 child::service::service(deployment),
                 found.service.as_deref(),
@@ -233,7 +257,7 @@ fn children(
         } else {
             Step::Keep
         },
-        budget: if found.budget.is_some() || answers {
+        budget: if found.budget.is_some() || answering > 0 {
             Step::towards(
                 child::budget::budget(deployment, goal.replicas, goal.unavailable),
                 found.budget.as_deref(),
@@ -330,7 +354,7 @@ async fn tell(
         Verdict::Write => {
             let mut told = LlavaDeployment::clone(deployment);
             told.status = Some(status.clone());
-            match context.effects.report(&told).await {
+            match context.effects.report(&told, change == Change::News).await {
                 Ok(written) => context.wrote_status(&written, now),
                 // The newer version has an event of its own.
                 Err(error) if error.is_conflict() => {

@@ -30,14 +30,19 @@ tokio::task_local! {
     static ASKED: Cell<Option<(&'static str, Instant)>>;
 }
 
-/// Runs a reconciliation so that its first write tells how late it came.
+/// Runs a reconciliation so that its first write tells how late it came. Returns when
+/// the event came, too, if nothing was written that answers it.
 pub async fn answering<T>(
     kind: &'static str,
     asked: Option<Instant>,
     work: impl Future<Output = T>,
-) -> T {
-    let asked = asked.map(|asked| (kind, asked));
-    ASKED.scope(Cell::new(asked), work).await
+) -> (T, Option<Instant>) {
+    let asked = Cell::new(asked.map(|asked| (kind, asked)));
+    let work = async {
+        let done = work.await;
+        (done, ASKED.with(Cell::get).map(|(_, asked)| asked))
+    };
+    ASKED.scope(asked, work).await
 }
 
 /// The API server as the controllers see it.
@@ -102,6 +107,17 @@ impl EffectError {
                     || (status.is_forbidden() && status.message.contains("is being terminated"))
             }
             _ => false,
+        }
+    }
+
+    /// Whether a write may have happened all the same: nobody said that it did not.
+    #[must_use]
+    pub fn leaves_doubt(&self) -> bool {
+        match &self.source {
+            Cause::Timeout(_) => true,
+            Cause::NotLeading => false,
+            Cause::Api(kube::Error::Api(status)) => status.code >= 500,
+            Cause::Api(_) => true,
         }
     }
 
@@ -195,11 +211,12 @@ impl Effects {
     /// Writes the status of an object that has it already. Whoever computed it
     /// knew this version of the object: if there is a newer one, or a successor of
     /// the same name, nothing is written and the error is a conflict. An update
-    /// merges nothing, and a status has one writer.
+    /// merges nothing, and a status has one writer. One that `answers` no event had
+    /// its time: it is not measured as an answer, and takes its turn behind those.
     ///
     /// # Errors
     /// When the API server refuses it, does not answer, or we no longer lead.
-    pub async fn report<K: Object>(&self, object: &K) -> Result<K, EffectError> {
+    pub async fn report<K: Object>(&self, object: &K, answers: bool) -> Result<K, EffectError> {
         let key = Key::of(object);
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -207,7 +224,12 @@ impl Effects {
         };
         let api = self.api::<K>(&key);
         let call = api.replace_status(&key.name, &params, object);
-        self.write::<K, _>(Verb::Status, &key, call).await
+        let write = self.write::<K, _>(Verb::Status, &key, call);
+        if answers {
+            write.await
+        } else {
+            ASKED.scope(Cell::new(None), write).await
+        }
     }
 
     /// Deletes this very object. `foreground` keeps it visible until what it
@@ -284,12 +306,12 @@ impl Effects {
     /// Tells people. Events are a courtesy: a failure is logged and no more.
     pub async fn tell<K: Object>(&self, about: &K, event: Event) {
         let _turn = self.turns.take(false).await;
-        if !self.claim.holds(shell::clock::now()) {
+        let Some(limit) = self.write_limit() else {
             return;
-        }
+        };
         let reference = about.object_ref(&());
         let published = self.recorder.publish(&event, &reference);
-        match tokio::time::timeout(self.timeout, published).await {
+        match tokio::time::timeout(limit, published).await {
             Ok(Ok(())) => self.metrics.wrote(Verb::Create, "Event"),
             Ok(Err(error)) => tracing::debug!(%error, reason = event.reason, "event not published"),
             Err(_) => tracing::debug!(reason = event.reason, "event not published in time"),
@@ -305,16 +327,16 @@ impl Effects {
         let kind = K::kind(&());
         let first = ASKED.try_with(|asked| asked.get().is_some());
         let _turn = self.turns.take(first.unwrap_or(false)).await;
-        if !self.claim.holds(shell::clock::now()) {
+        let Some(limit) = self.write_limit() else {
             return Err(EffectError {
                 verb: verb.as_str(),
                 kind: kind.into(),
                 key: key.clone(),
                 source: Cause::NotLeading,
             });
-        }
+        };
         let done = self
-            .within(verb.as_str(), kind.to_string(), key, call)
+            .within(limit, verb.as_str(), kind.to_string(), key, call)
             .await;
         if let Ok(Some((of, asked))) = ASKED.try_with(Cell::take) {
             let now = shell::clock::now();
@@ -344,20 +366,28 @@ impl Effects {
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
         let _turn = self.turns.take(false).await;
-        self.within(verb, kind, key, call).await
+        self.within(self.timeout, verb, kind, key, call).await
+    }
+
+    /// How long a write that begins now may take: not beyond the claim that it begins
+    /// under, since somebody else may lead soon after. Nothing when we do not lead.
+    fn write_limit(&self) -> Option<Duration> {
+        let rest = self.claim.rest(shell::clock::now())?;
+        Some(self.timeout.min(rest))
     }
 
     async fn within<T>(
         &self,
+        limit: Duration,
         verb: &'static str,
         kind: String,
         key: &Key,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
-        let source = match tokio::time::timeout(self.timeout, call).await {
+        let source = match tokio::time::timeout(limit, call).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => Cause::Api(error),
-            Err(_) => Cause::Timeout(self.timeout),
+            Err(_) => Cause::Timeout(limit),
         };
         Err(EffectError {
             verb,
@@ -369,5 +399,54 @@ impl Effects {
 
     fn api<K: Object>(&self, key: &Key) -> Api<K> {
         Api::namespaced(self.client.clone(), &key.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use prometheus_client::registry::Registry;
+    use serde_json::json;
+
+    use super::*;
+    use crate::deployment::check::tests::settings;
+    use crate::fake::{self, Fake};
+
+    fn object() -> ConfigMap {
+        let metadata = json!({"namespace": "ns", "name": "a"});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_first_write_answers_an_event_unless_it_had_its_time() {
+        let client = Fake::default().client(|asked| Some((200, asked.body.clone())));
+        let effects = fake::context(&client).effects;
+        let (object, asked) = (object(), Some(shell::clock::now()));
+        let (_, left) = answering("Any", asked, async {}).await;
+        assert_eq!(left, asked);
+        for (answers, left) in [(false, asked), (true, None)] {
+            let write = effects.report(&object, answers);
+            let (written, found) = answering("Any", asked, write).await;
+            assert!(written.is_ok());
+            assert_eq!(found, left);
+        }
+        let (written, left) = answering("Any", asked, effects.create(&object)).await;
+        assert!(written.is_ok());
+        assert_eq!(left, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_given_up_with_the_claim_that_it_began_under() {
+        let (settings, rest) = (settings(), Duration::from_secs(5));
+        assert!(rest < settings.call_timeout);
+        let client = Fake::default().client(|_| None);
+        let claim = Claim::none();
+        let metrics = Metrics::register(&mut Registry::default());
+        let effects = Effects::new(client, claim.clone(), &settings, None, metrics);
+        claim.extend(shell::clock::now() + rest);
+        let begin = tokio::time::Instant::now();
+        let error = effects.create(&object()).await.unwrap_err();
+        assert!(begin.elapsed() <= rest + Duration::from_millis(1));
+        assert!(error.leaves_doubt(), "{error}");
     }
 }

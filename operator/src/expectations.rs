@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::key::Key;
 
 /// After this long the API server itself is asked: the object may have come and
-/// gone between two lists.
+/// gone between two lists. A write whose answer was lost is asked for at once.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What must be seen.
@@ -30,14 +30,27 @@ pub struct Pending {
     pub uid: String,
     /// What must be seen of it.
     pub expected: Expected,
-    since: Instant,
+    /// When the API server is asked.
+    ask: Instant,
 }
 
 impl Pending {
-    /// Whether the cache had long enough.
+    /// Whether the cache had long enough, or nobody knows that there is anything to see.
     #[must_use]
     pub fn is_overdue(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) >= PATIENCE
+        now >= self.ask
+    }
+
+    /// Whether the cache has yet to show the write, by the API server's own word on
+    /// the object: that it is terminating or gone, or not.
+    #[must_use]
+    pub fn is_to_come(&self, ending: bool) -> bool {
+        match self.expected {
+            // It came and went, and the cache may never show it.
+            Expected::Created => !ending,
+            // It did not happen, or a store restored from a copy has undone it.
+            Expected::Deleted => ending,
+        }
     }
 }
 
@@ -50,15 +63,22 @@ pub struct Expectations {
 impl Expectations {
     /// A write was answered.
     pub fn wrote(&self, parent: &Key, object: Key, uid: &str, expected: Expected, now: Instant) {
-        self.lock()
-            .entry(parent.clone())
-            .or_default()
-            .push(Pending {
-                object,
-                uid: uid.to_owned(),
-                expected,
-                since: now,
-            });
+        self.expect(parent, object, uid, expected, now + PATIENCE);
+    }
+
+    /// A write may have happened: its answer was lost.
+    pub fn doubted(&self, parent: &Key, object: Key, uid: &str, expected: Expected, now: Instant) {
+        self.expect(parent, object, uid, expected, now);
+    }
+
+    fn expect(&self, parent: &Key, object: Key, uid: &str, expected: Expected, ask: Instant) {
+        let mut all = self.lock();
+        all.entry(parent.clone()).or_default().push(Pending {
+            object,
+            uid: uid.to_owned(),
+            expected,
+            ask,
+        });
     }
 
     /// The writes of `parent` that still cannot be seen. `visible` looks into the cache.
@@ -178,8 +198,21 @@ mod tests {
         expectations.wrote(&parent, child, "1", Expected::Deleted, now);
         expectations.saw(&parent, "1", false);
         let unseen = expectations.unseen(&parent, |_| false);
+        assert!(!unseen[0].is_overdue(now));
         assert!(unseen[0].is_overdue(now + PATIENCE));
         expectations.saw(&parent, "1", true);
         assert!(expectations.unseen(&parent, |_| false).is_empty());
+    }
+
+    #[test]
+    fn a_deletion_without_an_answer_is_asked_for_at_once_and_waited_for_if_it_happened() {
+        let expectations = Expectations::default();
+        let (parent, child) = (Key::new("ns", "llava"), Key::new("ns", "llava-abc-0"));
+        let now = shell::clock::now();
+        expectations.doubted(&parent, child, "1", Expected::Deleted, now);
+        let unseen = expectations.unseen(&parent, |_| false);
+        assert!(unseen[0].is_overdue(now));
+        assert!(unseen[0].is_to_come(true));
+        assert!(!unseen[0].is_to_come(false), "it may be planned anew");
     }
 }

@@ -1,6 +1,7 @@
 //! Leader election on a Lease. What others do with the answer is judged at the
-//! moment of use: [`Claim::holds`] compares the clock with the end of the claim,
-//! so a process that was frozen or cut off stops writing by itself.
+//! moment of use: [`Claim::rest`] compares the clock with the end of the claim, and
+//! no call that writes is waited for beyond it, so a process that was frozen or cut
+//! off stops writing by itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,10 +51,20 @@ impl Claim {
     /// Whether writing is allowed at `now`.
     #[must_use]
     pub fn holds(&self, now: Instant) -> bool {
-        self.always || self.lock().is_some_and(|until| now < until)
+        self.rest(now).is_some()
     }
 
-    fn extend(&self, until: Instant) {
+    /// For how long writing is allowed from `now` on, if it is.
+    #[must_use]
+    pub fn rest(&self, now: Instant) -> Option<Duration> {
+        if self.always {
+            return Some(Duration::MAX);
+        }
+        let rest = (*self.lock())?.saturating_duration_since(now);
+        (!rest.is_zero()).then_some(rest)
+    }
+
+    pub(crate) fn extend(&self, until: Instant) {
         *self.lock() = Some(until);
     }
 
@@ -251,6 +262,7 @@ mod tests {
         assert!(!claim.holds(now));
         claim.extend(now + CLAIM);
         assert!(claim.holds(now));
+        assert_eq!(claim.rest(now + PERIOD), Some(CLAIM - PERIOD));
         assert!(!claim.holds(now + CLAIM));
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod backoff;
+pub mod births;
 pub mod conditions;
 pub mod context;
 pub mod demand;
@@ -11,12 +12,15 @@ pub mod deployment;
 pub mod drive;
 pub mod effects;
 pub mod expectations;
+#[cfg(test)]
+mod fake;
 pub mod heartbeat;
 pub mod key;
 pub mod leader;
 pub mod metrics;
 pub mod names;
 pub mod now;
+pub mod outcome;
 pub mod pace;
 pub mod revision;
 pub mod run;

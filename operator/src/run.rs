@@ -17,8 +17,9 @@ use crate::effects::{Effects, answering};
 use crate::key::Key;
 use crate::leader::{Claim, Election};
 use crate::metrics::Metrics;
+use crate::outcome::Outcome;
 use crate::settings::Settings;
-use crate::world::{Worker, World};
+use crate::world::{Queue, Worker, World};
 use crate::{deployment, worker};
 
 /// Who stands for election, and where.
@@ -118,7 +119,8 @@ async fn lead(
 /// Reconciles one LlavaDeployment; returns when to look at it again.
 async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
     let world = &context.world;
-    let asked = world.deployment_queue().take_asked(&key);
+    let queue = world.deployment_queue();
+    let asked = queue.take_asked(&key);
     let reference = ObjectRef::new(&key.name).within(&key.namespace);
     let Some(object) = world.deployments.get(&reference) else {
         context.forget(&key);
@@ -128,7 +130,7 @@ async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
         Ok(deployment) => {
             // Boxed: each layer around it would hold it by value, on the stack at first.
             let work = Box::pin(deployment::reconcile(Arc::new(deployment.clone()), context));
-            measured(work, deployment::KIND, key, asked, context).await
+            measured(work, deployment::KIND, key, (queue, asked), context).await
         }
         Err(invalid) => {
             tracing::warn!(error = invalid.error, %key, "LlavaDeployment cannot be read");
@@ -140,31 +142,37 @@ async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
 /// Reconciles one LlavaWorker; returns when to look at it again.
 async fn worker_step(key: Key, context: &Context) -> Option<Duration> {
     let world = &context.world;
-    let asked = world.worker_queue().take_asked(&key);
+    let queue = world.worker_queue();
+    let asked = queue.take_asked(&key);
     let reference = ObjectRef::new(&key.name).within(&key.namespace);
     let object = world.workers.get(&reference)?;
     let readable = worker::readable(&object)?;
     let work = Box::pin(worker::reconcile(readable, context));
-    measured(work, worker::KIND, key, asked, context).await
+    measured(work, worker::KIND, key, (queue, asked), context).await
 }
 
 /// Counts and times one reconciliation. One that failed is tried again.
 async fn measured<E: fmt::Display>(
-    work: impl Future<Output = Result<Option<Duration>, E>>,
+    work: impl Future<Output = Result<Outcome, E>>,
     kind: &'static str,
     key: Key,
-    asked: Option<Instant>,
+    (queue, asked): (&Queue, Option<Instant>),
     context: &Context,
 ) -> Option<Duration> {
     let start = shell::clock::now();
-    let done = answering(kind, asked, work).await;
+    let (done, unanswered) = answering(kind, asked, work).await;
     let now = shell::clock::now();
+    if let Some(asked) = unanswered
+        && !matches!(done, Ok(Outcome::Done(_)))
+    {
+        queue.put_back(&key, asked);
+    }
     let took = now.saturating_duration_since(start);
     context.metrics.reconciled(kind, took, done.is_err());
     match done {
-        Ok(again) => {
+        Ok(outcome) => {
             context.retries.forget(&(kind, key));
-            again
+            outcome.again()
         }
         Err(error) => {
             tracing::warn!(%error, kind, %key, "will be tried again");
@@ -198,6 +206,30 @@ async fn count_phases(world: &World, metrics: &Metrics) {
                 status.map_or(Phase::Pending, |status| status.phase) == phase
             };
             metrics.set_workers(phase.as_str(), workers.iter().filter(of_phase).count());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{self, Fake};
+
+    #[tokio::test]
+    async fn an_event_that_nothing_was_decided_on_is_answered_by_the_next_look() {
+        let context = fake::context(&Fake::default().client(|_| None));
+        let queue = context.world.worker_queue();
+        let key = Key::new("ns", "llava-abc-0");
+        let asked = Some(shell::clock::now());
+        let wait = Duration::from_secs(1);
+        for (done, left) in [
+            (Ok(Outcome::Behind(wait)), asked),
+            (Err("no answer"), asked),
+            (Ok(Outcome::Done(Some(wait))), None),
+        ] {
+            let work = async { done };
+            measured(work, worker::KIND, key.clone(), (queue, asked), &context).await;
+            assert_eq!(queue.take_asked(&key), left, "{done:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! should, and written only where they differ. Whose it is decides first: nothing
 //! of others is ever taken over.
 
+use crds::LlavaDeployment;
 use crds::condition::reason;
 use kube::{Resource, ResourceExt};
 use serde_json::Value;
@@ -139,14 +140,35 @@ pub async fn settle<K: Object>(
             })?;
             match effects.create(&object).await {
                 Ok(_) => Ok(true),
-                Err(error) if error.is_already_exists() => match effects.get::<K>(key).await? {
-                    Some(found) if is_owned(&found, owner) => Ok(true),
-                    Some(found) if !is_leaving(&found, owner) => Err(taken()),
-                    _ => Ok(false),
-                },
+                Err(error) if error.is_already_exists() => {
+                    let ours = existing::<K>(key, (owner_kind, owner), effects).await?;
+                    Ok(ours.is_some())
+                }
                 Err(error) => Err(error.into()),
             }
         }
+    }
+}
+
+/// What has the name of an object that could not be created: our own by an answer that was
+/// lost, or nothing while one of an earlier owner still goes. No cache can tell: those
+/// hold objects with our labels alone.
+///
+/// # Errors
+/// When it cannot be read, or is somebody else's.
+pub async fn existing<K: Object>(
+    key: &Key,
+    (owner_kind, owner): (&'static str, &str),
+    effects: &Effects,
+) -> Result<Option<K>, StepError> {
+    match effects.get::<K>(key).await? {
+        Some(found) if is_owned(&found, owner) => Ok(Some(found)),
+        Some(found) if !is_leaving(&found, owner) => Err(StepError::NameTaken {
+            kind: K::kind(&()).to_string(),
+            key: key.clone(),
+            owner: owner_kind,
+        }),
+        _ => Ok(None),
     }
 }
 
@@ -160,6 +182,32 @@ fn is_owned<K: Resource>(object: &K, owner: &str) -> bool {
 /// Whether the object is on its way out: that of an earlier owner of this name is
 /// the garbage collector's.
 fn is_leaving<K: Resource>(object: &K, owner: &str) -> bool {
-    let others = !object.owner_references().is_empty() && !is_owned(object, owner);
-    others || object.meta().deletion_timestamp.is_some()
+    let group = LlavaDeployment::group(&());
+    let mut owners = object.owner_references().iter();
+    let of_our_kinds = owners.any(|owner| owner.api_version.split('/').next() == Some(&*group));
+    (of_our_kinds && !is_owned(object, owner)) || object.meta().deletion_timestamp.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_others_is_taken_and_what_an_earlier_owner_left_is_waited_for() {
+        let step = |metadata: Value| {
+            let found: Pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+            Step::towards(json!({}), Some(&found), "ours")
+        };
+        let owned = |api: &str, uid: &str| {
+            let owner = json!({"apiVersion": api, "kind": "Any", "name": "a", "uid": uid, "controller": true});
+            json!({"ownerReferences": [owner]})
+        };
+        assert_eq!(step(owned("llava.dev/v1alpha1", "ours")), Step::Keep);
+        assert_eq!(step(owned("llava.dev/v1alpha1", "earlier")), Step::Wait);
+        assert_eq!(step(json!({})), Step::Taken);
+        assert_eq!(step(owned("apps/v1", "theirs")), Step::Taken);
+    }
 }

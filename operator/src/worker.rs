@@ -26,7 +26,8 @@ use crate::context::Context;
 use crate::effects::EffectError;
 use crate::key::Key;
 use crate::now::Now;
-use crate::pace::Verdict;
+use crate::outcome::Outcome;
+use crate::pace::{Change, Verdict};
 use crate::step::StepError;
 use crate::world::Worker;
 
@@ -54,23 +55,22 @@ pub enum WorkerError {
     Plan(#[from] plan::PlanError),
 }
 
-/// Brings one worker's Pod and Lease to be, and tells how it goes. Returns after
-/// how long to look again without an event.
+/// Brings one worker's Pod and Lease to be, and tells how it goes.
 ///
 /// # Errors
 /// When it has to be tried again.
 pub async fn reconcile(
     worker: Arc<LlavaWorker>,
     context: &Context,
-) -> Result<Option<Duration>, WorkerError> {
+) -> Result<Outcome, WorkerError> {
     let key = Key::of(&*worker);
     if context.is_behind(&*worker) || !caught_up(&key, context).await? {
         context.metrics.stale_sync(KIND);
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let observed = observe::observe(worker, &context.world, &context.effects).await?; // client
     if observed.life == Life::Unseen {
-        return Ok(Some(WAIT));
+        return Ok(Outcome::Behind(WAIT));
     }
     let planned = plan::plan(&observed)?; // pure
     let applied = apply::apply(planned, &observed.worker, &context.world, &context.effects).await; // client
@@ -79,10 +79,10 @@ pub async fn reconcile(
     let next = tell(&observed, &status, &now, context).await?; // client
     match applied.error {
         // A namespace that is being deleted takes everything with it.
-        Some(error) if error.is_gone() => Ok(None),
+        Some(error) if error.is_gone() => Ok(Outcome::Done(None)),
         Some(error) => Err(error.into()),
-        None if applied.wait => Ok(Some(WAIT)),
-        None => Ok(next),
+        None if applied.wait => Ok(Outcome::Done(Some(WAIT))),
+        None => Ok(Outcome::Done(next)),
     }
 }
 
@@ -104,7 +104,7 @@ async fn tell(
         Verdict::Write => {
             let mut told = LlavaWorker::clone(worker);
             told.status = Some(status.clone());
-            match context.effects.report(&told).await {
+            match context.effects.report(&told, change == Change::News).await {
                 Ok(written) => context.wrote_status(&written, now.monotonic),
                 // The newer version has an event of its own.
                 Err(error) if error.is_conflict() => {
@@ -189,4 +189,52 @@ pub fn owner(worker: &LlavaWorker, blocks: bool) -> Value {
         "controller": true,
         "blockOwnerDeletion": blocks,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::fake::{self, Fake, refusal};
+
+    fn worker() -> Arc<LlavaWorker> {
+        let template = json!({
+            "model": {"source": {"http": {"url": "https://a/b"}}}, "engine": {}, "drain": {"timeout": "1m"},
+        });
+        let worker = json!({
+            "apiVersion": "llava.dev/v1alpha1", "kind": "LlavaWorker",
+            "metadata": {"namespace": "ns", "name": "llava-abc-0", "uid": "w"},
+            "spec": {"deployment": "llava", "revision": "abc", "template": template},
+        });
+        Arc::new(serde_json::from_value(worker).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_gone_before_the_status_tells_of_it_has_no_successor_of_its_name() {
+        let server = Fake::default();
+        let client = server.client(|asked| {
+            let mut object = asked.body.clone();
+            object["metadata"]["uid"] = json!("p");
+            match asked.method {
+                Method::GET => refusal(404, "NotFound"),
+                _ => Some((200, object)),
+            }
+        });
+        let context = fake::context(&client);
+        reconcile(worker(), &context).await.unwrap();
+        let told = || server.asked(&Method::PUT, "/llavaworkers/llava-abc-0/status");
+        assert_eq!(server.asked(&Method::POST, "/pods").len(), 1);
+        assert!(told().is_empty(), "a first step costs no write of its own");
+
+        // Somebody deletes the Pod, and no status was worth its write yet.
+        let key = Key::new("ns", "llava-abc-0");
+        context.world.pod_writes.saw(&key, "p", true);
+        reconcile(worker(), &context).await.unwrap();
+        assert_eq!(server.asked(&Method::POST, "/pods").len(), 1);
+        let status = &told()[0].body["status"];
+        assert_eq!(status["phase"], "Failed", "{status}");
+        assert_eq!(status["reason"], "PodDeleted");
+        assert_eq!(status["podUID"], "p");
+    }
 }

@@ -1,7 +1,7 @@
 //! What the operator sees: one watch per kind, kept in stores, and the
 //! reconciliations that each event asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use crate::births::Births;
 use crate::demand::Demands;
 use crate::drive::Ask;
 use crate::expectations::Expectations;
@@ -71,6 +72,7 @@ pub struct World {
     pod_names: Mutex<Names>,
     heartbeats: Mutex<Heartbeats>,
     demands: Mutex<Demands>,
+    births: Mutex<Births>,
     /// Writes of the deployment controller.
     pub worker_writes: Expectations,
     /// Writes of the worker controller.
@@ -109,6 +111,13 @@ impl Queue {
     /// When the first event came that the reconciliation now starting answers.
     pub fn take_asked(&self, key: &Key) -> Option<Instant> {
         lock(&self.asked).remove(key)
+    }
+
+    /// That reconciliation answered nothing: the next one answers the same event.
+    pub fn put_back(&self, key: &Key, asked: Instant) {
+        let mut all = lock(&self.asked);
+        let earliest = all.entry(key.clone()).or_insert(asked);
+        *earliest = asked.min(*earliest);
     }
 }
 
@@ -161,6 +170,7 @@ impl World {
             pod_names: Mutex::default(),
             heartbeats: Mutex::default(),
             demands: Mutex::default(),
+            births: Mutex::default(),
             worker_writes: Expectations::default(),
             pod_writes: Expectations::default(),
             deployment_queue,
@@ -273,6 +283,11 @@ impl World {
         lock(&self.demands)
     }
 
+    /// The Pods that workers have had.
+    pub fn births(&self) -> MutexGuard<'_, Births> {
+        lock(&self.births)
+    }
+
     /// Reconciliations of LlavaDeployments.
     pub fn deployment_queue(&self) -> &Queue {
         &self.deployment_queue
@@ -323,6 +338,7 @@ impl World {
         }
         if gone {
             self.pod_writes.forget(&key);
+            self.births().forget(&worker.uid().unwrap_or_default());
             lock(&self.worker_names).delete(&key);
         } else {
             lock(&self.worker_names).apply(key.clone());
@@ -391,14 +407,16 @@ impl World {
 
     /// After a new list: what vanished meanwhile left no event, so everybody looks again.
     fn listed(&self) {
-        let keys = |workers: Vec<Arc<Worker>>| workers.into_iter().map(|worker| Key::of(&*worker));
-        lock(&self.worker_names).reset(keys(self.workers.state()));
+        let workers = self.workers.state();
+        lock(&self.worker_names).reset(workers.iter().map(|worker| Key::of(&**worker)));
+        let uids: HashSet<String> = workers.iter().filter_map(|worker| worker.uid()).collect();
+        self.births().retain(|uid| uids.contains(uid));
         let pods = self.pods.state();
         lock(&self.pod_names).reset(pods.iter().map(|pod| Key::of(&**pod)));
         for deployment in self.deployments.state() {
             self.deployment_queue.push(&Key::of(&*deployment), OWN);
         }
-        for worker in self.workers.state() {
+        for worker in workers {
             self.worker_queue.push(&Key::of(&*worker), OWN);
         }
         let leases = &self.leases;

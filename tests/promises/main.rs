@@ -24,6 +24,7 @@ mod operator_replaces;
 mod operator_rests;
 mod operator_scales;
 mod operator_tells;
+mod operator_trails;
 mod operator_updates;
 mod rolls_out_under_load;
 mod router_restarts;

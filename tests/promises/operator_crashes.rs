@@ -28,6 +28,13 @@ const SOON: Duration = Duration::from_secs(60);
 const REPLICAS: usize = 2;
 /// Runs at once.
 const PARALLEL: usize = 6;
+/// Runs for one death. A write of the clean run need not come in every other: steps of a status
+/// that follow each other quickly are one write, and how quickly they do is the machine's business.
+const TRIES: usize = 3;
+/// So many planned deaths may come in none of their runs,
+const FEW: usize = 2;
+/// or one in so many, if that is more.
+const ONE_IN: usize = 10;
 
 /// Something that makes the operator write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +76,16 @@ struct Outcome {
     end: BTreeMap<String, Value>,
 }
 
+/// A run and how it went.
+#[derive(Debug)]
+struct Course {
+    outcome: Outcome,
+    /// Writes of the operator that was there at the end.
+    writes: usize,
+    /// Whether the operator died of its faults.
+    died: bool,
+}
+
 struct Run<'a> {
     cluster: &'a Cluster,
     namespace: String,
@@ -84,7 +101,7 @@ impl Run<'_> {
     }
 
     /// Runs the workload against an operator with these faults; a dead operator is followed by a healthy one.
-    async fn go(&self, faults: Faults) -> anyhow::Result<(Outcome, usize)> {
+    async fn go(&self, faults: Faults) -> anyhow::Result<Course> {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client());
         let namespace = serde_json::from_value(json!({"metadata": {"name": self.namespace}}))?;
         namespaces
@@ -115,6 +132,7 @@ impl Run<'_> {
             settled = self.settle(self.workload.replicas()) => Some(settled),
             () = faults.killed() => None,
         };
+        let died = settled.is_none();
         let operator = match settled {
             Some(settled) => {
                 settled?;
@@ -135,7 +153,11 @@ impl Run<'_> {
         // The default account and the like are Kubernetes' own.
         lives.retain(|name, _| name.contains("llava"));
         let end = self.end().await?;
-        Ok((Outcome { lives, end }, writes))
+        Ok(Course {
+            outcome: Outcome { lives, end },
+            writes,
+            died,
+        })
     }
 
     async fn create(&self) -> anyhow::Result<()> {
@@ -375,7 +397,11 @@ async fn survives(workload: Workload) -> anyhow::Result<()> {
         namespace: name,
         workload,
     };
-    let (clean, writes) = run("clean".into()).go(Faults::none()).await?;
+    let Course {
+        outcome: clean,
+        writes,
+        ..
+    } = run("clean".into()).go(Faults::none()).await?;
     anyhow::ensure!(
         writes > 3,
         "a workload that writes {writes} times shows nothing"
@@ -386,26 +412,38 @@ async fn survives(workload: Workload) -> anyhow::Result<()> {
             (write, Fate::KillAfter, "after"),
         ]
     });
-    let results: Vec<anyhow::Result<()>> = stream::iter(plans)
+    let results: Vec<anyhow::Result<Option<String>>> = stream::iter(plans)
         .map(async |(write, fate, when)| {
             let what = format!("death {when} write {write}");
-            let run = run(format!("{when}-{write}"));
-            let (outcome, _) = run
-                .go(Faults::at_write(write, fate))
-                .await
-                .map_err(|error| error.context(what.clone()))?;
-            anyhow::ensure!(
-                outcome == clean,
-                "{what}: {outcome:#?}\nand without it: {clean:#?}"
-            );
-            Ok(())
+            for attempt in 0..TRIES {
+                let run = run(format!("{when}-{write}-{attempt}"));
+                let course = run
+                    .go(Faults::at_write(write, fate))
+                    .await
+                    .map_err(|error| error.context(what.clone()))?;
+                anyhow::ensure!(
+                    course.outcome == clean,
+                    "{what}: {:#?}\nand without it: {clean:#?}",
+                    course.outcome
+                );
+                if course.died {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(what))
         })
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
-    let deaths = results.len();
-    results.into_iter().collect::<anyhow::Result<Vec<()>>>()?;
-    println!("{workload:?}: {writes} writes, {deaths} deaths survived");
+    let planned = results.len();
+    let results: Vec<_> = results.into_iter().collect::<anyhow::Result<_>>()?;
+    let missed: Vec<String> = results.into_iter().flatten().collect();
+    let deaths = planned - missed.len();
+    println!("{workload:?}: {writes} writes, {deaths} of {planned} deaths came and were survived");
+    anyhow::ensure!(
+        missed.len() <= FEW.max(planned / ONE_IN),
+        "{deaths} of {planned} deaths came; these never did: {missed:?}"
+    );
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crds::condition::reason::NAME_TAKEN;
 use crds::definition::definitions;
 use crds::name::{WORKER, label};
 use crds::{LlavaDeployment, LlavaDeploymentStatus};
@@ -11,6 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use llava_operator::revision::worker_name;
 use serde_json::json;
 use tests::Cluster;
 use tests::cluster::wait_for;
@@ -61,6 +63,45 @@ async fn a_stuck_pod_is_replaced_and_a_foreign_one_is_left_alone() -> anyhow::Re
             .deletion_timestamp
             .is_none()
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_with_a_workers_name_is_told_and_missed_when_it_goes() -> anyhow::Result<()> {
+    let scene = Scene::start(1).await?;
+    scene.create("llava", json!({"replicas": 0})).await?;
+    let status = scene
+        .wait("llava", |status| status.update_revision.is_some())
+        .await?;
+    let name = worker_name("llava", &status.update_revision.unwrap_or_default(), 0);
+    let pods: Api<Pod> = scene.api();
+    let stranger = serde_json::from_value(json!({
+        "metadata": {"name": name}, "spec": {"containers": [{"name": "main", "image": "stranger"}]},
+    }))?;
+    let stranger = pods.create(&PostParams::default(), &stranger).await?;
+
+    scene.change("llava", json!({"replicas": 1})).await?;
+    let taken = |status: &LlavaDeploymentStatus| status.summary.as_deref() == Some(NAME_TAKEN);
+    let status = scene.wait("llava", taken).await?;
+    let words = format!("Pod default/{name} exists and does not belong to its LlavaWorker");
+    assert!(
+        status
+            .conditions
+            .iter()
+            .any(|condition| condition.message.contains(&words)),
+        "{status:#?}"
+    );
+    assert_eq!(
+        pods.get(&name).await?.uid(),
+        stranger.uid(),
+        "it is left alone"
+    );
+
+    let at_once = DeleteParams::default().grace_period(0);
+    pods.delete(&name, &at_once).await?;
+    scene
+        .wait("llava", |status| status.available_replicas == 1)
+        .await?;
     Ok(())
 }
 

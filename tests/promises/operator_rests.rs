@@ -1,12 +1,13 @@
 //! A cluster at rest is silent: heartbeats that carry the same load cause no
-//! write, and an operator that starts anew finds everything as it should be.
+//! write, and an operator that starts anew finds everything as it should be. And
+//! what makes Kubernetes write with every worker waits until it has a use.
 
 use std::time::Duration;
 
-use crds::name::annotation;
-use crds::{LlavaDeployment, LlavaWorker};
+use crds::name::{annotation, child_name};
+use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -116,5 +117,25 @@ async fn a_cluster_at_rest_is_silent_and_a_restart_writes_nothing() -> anyhow::R
         (status.available_replicas, status.summary.as_deref()),
         (3, Some("Ready"))
     );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_names_of_workers_are_there_once_enough_answer_and_not_before() -> anyhow::Result<()> {
+    let scene = Scene::start(1).await?;
+    let services: Api<Service> = scene.api();
+    // A node has room for eight of them.
+    let spec = json!({"replicas": 9, "accelerator": {"count": 1}});
+    scene.create("llava", spec).await?;
+    let eight = |status: &LlavaDeploymentStatus| {
+        status.available_replicas == 8 && status.summary.as_deref() == Some("Unschedulable")
+    };
+    scene.wait("llava", eight).await?;
+    assert_eq!(services.get_opt(&child_name("llava")).await?, None);
+
+    scene.change("llava", json!({"replicas": 8})).await?;
+    let ready = |status: &LlavaDeploymentStatus| status.summary.as_deref() == Some("Ready");
+    scene.wait("llava", ready).await?;
+    services.get(&child_name("llava")).await?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Faults between a controller and its API server, keyed to calls rather than to
 //! time: random chaos does not hit the half millisecond between two writes, a
 //! fault on the n-th write does. The layer also counts, so that a run with faults
-//! can be compared with a clean one, write for write.
+//! can be compared with a clean one, write for write. And it holds watches back,
+//! so that a cache falls behind for as long as a test likes.
 //!
 //! Death is told by [`Faults::killed`]: the call at which the process dies never
 //! returns, so whoever runs the controller as a task aborts it then, and to the
@@ -16,9 +17,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
 use http::{Method, Request, Response, StatusCode};
-use http_body::Body as HttpBody;
-use http_body_util::{Either, Full};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::{BodyExt, Either, Full, StreamBody};
 use tokio::sync::watch;
 use tower::{BoxError, Layer, Service};
 
@@ -69,6 +71,7 @@ pub struct Faults {
     plan: Arc<Plan>,
     calls: Arc<Mutex<Vec<Call>>>,
     killed: Arc<watch::Sender<bool>>,
+    held: Arc<watch::Sender<Vec<String>>>,
 }
 
 impl Faults {
@@ -78,6 +81,7 @@ impl Faults {
             plan: Arc::new(plan),
             calls: Arc::default(),
             killed: Arc::new(watch::Sender::new(false)),
+            held: Arc::new(watch::Sender::new(Vec::new())),
         }
     }
 
@@ -109,6 +113,18 @@ impl Faults {
         let mut calls = self.calls();
         calls.retain(|call| call.write.is_some());
         calls
+    }
+
+    /// From now on nothing is heard of what watches of these kinds say; paths spell
+    /// them so, such as `pods`.
+    pub fn hold(&self, kinds: &[&str]) {
+        let kinds = kinds.iter().map(|kind| (*kind).to_owned());
+        self.held.send_replace(kinds.collect());
+    }
+
+    /// All of it is heard now.
+    pub fn release(&self) {
+        self.hold(&[]);
     }
 
     /// Waits for the death of the caller.
@@ -172,8 +188,9 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     R: HttpBody<Data = Bytes> + Send + 'static,
+    R::Error: Send + 'static,
 {
-    type Response = Response<Either<R, Full<Bytes>>>;
+    type Response = Response<Either<Frames<R::Error>, Full<Bytes>>>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -184,6 +201,10 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (call, fate) = self.faults.meet(&request);
         let killed = self.faults.killed.clone();
+        let query = request.uri().query().unwrap_or_default();
+        let watched = query.contains("watch=true");
+        let watched = watched.then(|| kind(&call.path).to_owned());
+        let held = self.faults.held.subscribe();
         match fate {
             Fate::Fail(status) => return Box::pin(async move { Ok(failure(status)) }),
             Fate::Drop => return Box::pin(async move { Err(Broken { call }.into()) }),
@@ -200,10 +221,40 @@ where
             match fate {
                 Fate::Lose => Err(Broken { call }.into()),
                 Fate::KillAfter => die(killed).await,
-                _ => Ok(answer.map(Either::Left)),
+                _ => Ok(answer.map(|body| Either::Left(frames(body, watched, held)))),
             }
         })
     }
+}
+
+/// An answer's body, frame by frame.
+type Frames<E> = StreamBody<BoxStream<'static, Result<Frame<Bytes>, E>>>;
+
+/// Lets the frames of a body through, those of a watch not while its kind is held.
+fn frames<R>(
+    body: R,
+    watched: Option<String>,
+    held: watch::Receiver<Vec<String>>,
+) -> Frames<R::Error>
+where
+    R: HttpBody<Data = Bytes> + Send + 'static,
+    R::Error: Send + 'static,
+{
+    let start = (Box::pin(body), watched, held);
+    let frames = stream::unfold(start, async |(mut body, watched, mut held)| {
+        let frame = body.frame().await?;
+        if let Some(kind) = &watched {
+            // When nobody can hold it any more, nothing is held.
+            let _ = held.wait_for(|kinds| !kinds.contains(kind)).await;
+        }
+        Some((frame, (body, watched, held)))
+    });
+    StreamBody::new(frames.boxed())
+}
+
+/// The kind that a watch's path names.
+fn kind(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
 }
 
 async fn die<T>(killed: Arc<watch::Sender<bool>>) -> T {
@@ -241,6 +292,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use kube::{Api, Client, api::PostParams, client::Body};
+    use tower::ServiceExt;
 
     use super::*;
 
@@ -322,6 +374,27 @@ mod tests {
             }
             assert_eq!(reached.load(Ordering::SeqCst), arrived, "{fate:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_held_watch_says_is_heard_once_it_is_released() {
+        let faults = Faults::none();
+        let server = tower::service_fn(async |_: Request<Body>| {
+            Ok::<_, BoxError>(Response::new(Body::from(b"news".to_vec())))
+        });
+        let ask = Request::get("/api/v1/namespaces/default/pods?watch=true");
+        let ask = ask.body(Body::empty()).expect("a request");
+        let answer = faults.layer(server).oneshot(ask).await.expect("an answer");
+        faults.hold(&["pods"]);
+        let mut body = answer.into_body();
+        let mut frame = std::pin::pin!(body.frame());
+        tokio::select! {
+            biased;
+            _ = &mut frame => panic!("it is held"),
+            () = tokio::task::yield_now() => {}
+        }
+        faults.release();
+        assert!(frame.await.is_some_and(|frame| frame.is_ok()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -103,11 +103,17 @@ async fn steps(
     start(&create, &key, world, effects, applied).await?;
     for Delete { name, uid } in delete {
         let worker = Key::new(&key.namespace, name);
-        effects.delete::<LlavaWorker>(&worker, &uid, true).await?;
-        let now = shell::clock::now();
-        world
-            .worker_writes
-            .wrote(&key, worker, &uid, Expected::Deleted, now);
+        let deleted = effects.delete::<LlavaWorker>(&worker, &uid, true).await;
+        let (writes, now) = (&world.worker_writes, shell::clock::now());
+        match &deleted {
+            Ok(()) => writes.wrote(&key, worker, &uid, Expected::Deleted, now),
+            // A plan that does not know of it might choose another worker beside this one.
+            Err(error) if error.leaves_doubt() => {
+                writes.doubted(&key, worker, &uid, Expected::Deleted, now);
+            }
+            Err(_) => {}
+        }
+        deleted?;
         applied.deleted.push(uid);
     }
     Ok(())

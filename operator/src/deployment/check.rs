@@ -250,6 +250,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn another_release_rolls_those_that_name_no_image_and_naming_the_same_changes_nothing() {
+        let of = |spec: Value, image: &str| {
+            let settings = Settings {
+                worker_image: Some(image.to_owned()),
+                ..settings()
+            };
+            check(&deployment(&spec), &settings).unwrap().revision
+        };
+        let plain = json!({"model": {"source": source()}});
+        let named = json!({"model": {"source": source()}, "image": "llava-worker:1"});
+        let before = of(plain.clone(), "llava-worker:1");
+        assert_ne!(of(plain, "llava-worker:2"), before);
+        assert_eq!(of(named.clone(), "llava-worker:1"), before);
+        assert_eq!(of(named, "llava-worker:2"), before);
+    }
+
+    #[test]
     fn percentages_round_as_kubernetes_does() {
         let quarter = IntOrString::String("25%".into());
         assert_eq!(

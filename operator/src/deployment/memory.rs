@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::progress::Progress;
 use super::scale::Scaler;
 
 /// What is remembered of one deployment.
@@ -12,6 +13,8 @@ use super::scale::Scaler;
 pub struct Memory {
     /// The scaler's readings.
     pub scaler: Scaler,
+    /// How far the rollout came.
+    pub progress: Progress,
     /// Since when no node has room for a worker, by UID.
     without_room: HashMap<String, Instant>,
     /// Ended workers that were counted as failures.

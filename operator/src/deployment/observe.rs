@@ -34,8 +34,6 @@ pub struct Observed {
     pub key: Key,
     /// Its workers, as objects and as the planner sees them.
     pub workers: Vec<(Arc<LlavaWorker>, Member)>,
-    /// Whether a worker's Pod has an address.
-    pub addressed: bool,
     /// Requests that wait at workers.
     pub waiting: usize,
     /// Requests that run at workers.
@@ -77,7 +75,6 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     let uid = deployment.uid().unwrap_or_default();
     let world = &context.world;
     let mut workers = Vec::new();
-    let mut addressed = false;
     let (mut waiting, mut running) = (0, 0);
     for worker in world.workers_of(&key) {
         let Ok(worker) = &worker.0 else { continue };
@@ -90,7 +87,6 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
         }
         let name = ObjectRef::new(&worker.name_any()).within(&key.namespace);
         let pod = world.pods.get(&name);
-        addressed |= pod.as_deref().is_some_and(has_address);
         let (member, load) = member(worker, pod.as_deref(), context, &key, &now);
         waiting += load.0;
         running += load.1;
@@ -121,7 +117,6 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     };
     let taken = world.pod_names_of(&key);
     Observed {
-        addressed,
         waiting,
         running,
         demand: world.demands().of(&key, now.monotonic),
@@ -133,12 +128,6 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
         children,
         now,
     }
-}
-
-fn has_address(pod: &Pod) -> bool {
-    pod.status
-        .as_ref()
-        .is_some_and(|status| status.pod_ip.is_some())
 }
 
 /// A worker as the planner sees it, with its waiting and running requests.
@@ -157,7 +146,9 @@ fn member(
         .as_ref()
         .and_then(|beat| beat.report.clone())
         .unwrap_or_default();
-    let lacking = diagnose::diagnose(worker, pod, beat.as_ref()).lacks_room();
+    let born = context.world.births().of(&uid).map(str::to_owned);
+    let life = life::life(worker, pod, born.as_deref());
+    let lacking = diagnose::diagnose(worker, life, pod, beat.as_ref()).lacks_room();
     let without_room = context.with_memory(deployment, |memory| {
         memory.without_room(&uid, lacking, now.monotonic)
     });
@@ -167,7 +158,7 @@ fn member(
         name: key.name,
         uid,
         revision: spec.revision.clone(),
-        life: life::life(worker, pod),
+        life,
         available: life::is_available(worker, pod),
         queue: report.queue_length(),
         without_room,
@@ -220,7 +211,8 @@ pub async fn caught_up(key: &Key, context: &Context) -> Result<bool, EffectError
         if pending.is_overdue(now) {
             let found: Option<LlavaWorker> = context.effects.get(&pending.object).await?;
             let same = found.filter(|worker| worker.uid().as_deref() == Some(&pending.uid));
-            if same.is_none_or(|worker| worker.metadata.deletion_timestamp.is_some()) {
+            let ending = same.is_none_or(|worker| worker.metadata.deletion_timestamp.is_some());
+            if !pending.is_to_come(ending) {
                 world.worker_writes.saw(key, &pending.uid, true);
                 continue;
             }

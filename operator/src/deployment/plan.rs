@@ -65,6 +65,15 @@ pub struct Goal {
     pub taken: Vec<String>,
 }
 
+impl Goal {
+    /// The fewest workers that must answer for the deployment to be available.
+    #[must_use]
+    pub fn enough(&self) -> usize {
+        let fewest = self.replicas.saturating_sub(self.unavailable);
+        fewest.max(usize::from(self.replicas > 0))
+    }
+}
+
 /// A worker to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Create {

@@ -5,12 +5,13 @@ use std::time::Duration;
 use crds::LlavaDeploymentStatus;
 use crds::condition::{deployment as kind, reason};
 use crds::name::{WORKER, label};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::apply::Applied;
 use super::check::{Checked, Refusal};
 use super::observe::Observed;
 use super::plan::{Goal, Member};
+use super::progress::Reach;
 use super::worst::{Worst, worst};
 use crate::conditions::{Conditions, Truth};
 use crate::settings::Settings;
@@ -21,6 +22,17 @@ struct Counts {
     live: usize,
     updated: usize,
     available: usize,
+}
+
+/// How far the rollout is after what was applied.
+#[must_use]
+pub fn reach(observed: &Observed, goal: &Goal, applied: &Applied) -> Reach {
+    let counts = count(observed, goal, applied);
+    Reach {
+        updated: counts.updated,
+        old: counts.live.saturating_sub(counts.updated),
+        available: counts.available,
+    }
 }
 
 /// The status of a deployment that cannot be worked with.
@@ -57,6 +69,7 @@ pub fn refused(observed: &Observed, refusal: &Refusal) -> LlavaDeploymentStatus 
 }
 
 /// The status that tells what is known now, and when the progress deadline has to be looked at.
+/// The rollout came further for the last time at `last_progress`.
 #[must_use]
 pub fn status(
     observed: &Observed,
@@ -65,6 +78,7 @@ pub fn status(
     delete_first: bool,
     applied: &Applied,
     settings: &Settings,
+    last_progress: Time,
 ) -> (LlavaDeploymentStatus, Option<Duration>) {
     let before = observed.deployment.status.clone().unwrap_or_default();
     let counts = count(observed, goal, applied);
@@ -74,16 +88,6 @@ pub fn status(
         counts.updated == replicas && counts.live == replicas && counts.available == replicas;
     let int = |figure: usize| i32::try_from(figure).unwrap_or(i32::MAX);
     let update = Some(goal.revision.clone());
-    let moved = before.update_revision != update
-        || before.observed_generation != observed.deployment.metadata.generation
-        || before.desired_replicas != int(replicas)
-        || int(counts.updated) > before.updated_replicas
-        || int(counts.available) > before.available_replicas
-        || int(counts.live) < before.replicas;
-    let last_progress = match &before.last_progress_time {
-        Some(time) if !moved => time.clone(),
-        _ => observed.now.time(),
-    };
     let standing = observed.now.wall.duration_since(last_progress.0);
     let standing = Duration::try_from(standing).unwrap_or_default();
     let overdue = !complete && standing >= checked.progress_deadline;
@@ -105,10 +109,7 @@ pub fn status(
     } else {
         (Truth::True, reason::SCALING)
     };
-    let floor = replicas
-        .saturating_sub(goal.unavailable)
-        .max(usize::from(replicas > 0));
-    let enough = counts.available >= floor;
+    let enough = counts.available >= goal.enough();
     let cause = worst.as_ref().filter(|worst| worst.notable);
     let numbers = format!(
         "{} of {replicas} workers answer, {} have the template of the spec",

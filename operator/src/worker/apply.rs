@@ -9,13 +9,13 @@ use super::plan::Planned;
 use crate::effects::Effects;
 use crate::expectations::Expected;
 use crate::key::Key;
-use crate::step::{StepError, settle};
+use crate::step::{StepError, existing, settle};
 use crate::world::World;
 
 /// What a worker's reconciliation did.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// The Pod that was created.
+    /// The Pod that was created, now or by an answer that was lost.
     pub pod: Option<Pod>,
     /// Whether something has to be waited for without an event.
     pub wait: bool,
@@ -47,25 +47,29 @@ async fn steps(
     let Planned { lease, pod } = planned;
     let key = Key::of(worker);
     let uid = worker.uid().unwrap_or_default();
-    if !settle::<Lease>(lease, &key, ("LlavaWorker", &uid), effects).await? {
+    let owner = ("LlavaWorker", uid.as_str());
+    if !settle::<Lease>(lease, &key, owner, effects).await? {
         applied.wait = true;
         return Ok(());
     }
     let Some(pod) = pod else {
         return Ok(());
     };
-    match effects.create(&*pod).await {
-        Ok(created) => {
-            let uid = created.uid().unwrap_or_default();
-            let now = shell::clock::now();
-            world
-                .pod_writes
-                .wrote(&key, key.clone(), &uid, Expected::Created, now);
-            applied.pod = Some(created);
-            Ok(())
-        }
-        // Ours by an answer that was lost, or somebody else's: the cache will tell.
-        Err(error) if error.is_already_exists() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    let there = match effects.create(&*pod).await {
+        Ok(created) => Some(created),
+        Err(error) if error.is_already_exists() => existing(&key, owner, effects).await?,
+        Err(error) => return Err(error.into()),
+    };
+    let Some(pod) = there else {
+        applied.wait = true;
+        return Ok(());
+    };
+    let pod_uid = pod.uid().unwrap_or_default();
+    world.births().saw(&uid, &pod_uid);
+    let now = shell::clock::now();
+    world
+        .pod_writes
+        .wrote(&key, key.clone(), &pod_uid, Expected::Created, now);
+    applied.pod = Some(pod);
+    Ok(())
 }

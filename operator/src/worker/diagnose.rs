@@ -9,7 +9,7 @@ use crds::worker::{Heartbeat, LlavaWorker, Phase};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
 
-use super::life::{Life, condition, life, owns};
+use super::life::{Life, condition, owns};
 use crate::heartbeat::Beat;
 
 /// Longest message that a status carries, in characters.
@@ -49,10 +49,15 @@ impl Diagnosis {
 
 /// The worker's state and why.
 #[must_use]
-pub fn diagnose(worker: &LlavaWorker, pod: Option<&Pod>, beat: Option<&Beat>) -> Diagnosis {
+pub fn diagnose(
+    worker: &LlavaWorker,
+    life: Life,
+    pod: Option<&Pod>,
+    beat: Option<&Beat>,
+) -> Diagnosis {
     let foreign = pod.is_some_and(|pod| !owns(worker, pod));
     let pod = pod.filter(|pod| owns(worker, pod));
-    match (life(worker, pod), pod) {
+    match (life, pod) {
         (Life::Leaving, _) => Diagnosis::new(
             Phase::Draining,
             reason::DRAINING,

@@ -31,9 +31,10 @@ pub fn owns(worker: &LlavaWorker, pod: &Pod) -> bool {
         .any(|owner| owner.controller == Some(true) && owner.uid == *uid)
 }
 
-/// Where a worker stands between its first Pod and its end.
+/// Where a worker stands between its first Pod and its end. `born` is the UID of the
+/// Pod that it is known to have had, whatever its status says.
 #[must_use]
-pub fn life(worker: &LlavaWorker, pod: Option<&Pod>) -> Life {
+pub fn life(worker: &LlavaWorker, pod: Option<&Pod>, born: Option<&str>) -> Life {
     if worker.metadata.deletion_timestamp.is_some() {
         return Life::Leaving;
     }
@@ -41,6 +42,7 @@ pub fn life(worker: &LlavaWorker, pod: Option<&Pod>) -> Life {
         return match &worker.status {
             Some(status) if status.phase == Phase::Failed => Life::Ended,
             Some(status) if status.pod_uid.is_some() => Life::Unseen,
+            _ if born.is_some() => Life::Unseen,
             _ => Life::Unborn,
         };
     };
@@ -72,7 +74,7 @@ pub fn pod_lives(worker: &LlavaWorker, pod: Option<&Pod>) -> bool {
 /// Whether the Pod is ready and stays.
 #[must_use]
 pub fn is_available(worker: &LlavaWorker, pod: Option<&Pod>) -> bool {
-    life(worker, pod) == Life::Live
+    life(worker, pod, None) == Life::Live
         && pod
             .is_some_and(|pod| condition(pod, "Ready").is_some_and(|ready| ready.status == "True"))
 }

@@ -37,6 +37,8 @@ pub struct Observed {
     pub lease: Option<Arc<Lease>>,
     /// The last heartbeat of the Pod.
     pub beat: Option<Beat>,
+    /// UID of the Pod that it has had.
+    pub born: Option<String>,
     /// Where the worker stands.
     pub life: Life,
     /// Its state and cause.
@@ -65,8 +67,16 @@ pub async fn observe(
             .get(&key, &pod.uid().unwrap_or_default())
             .cloned()
     });
-    let mut life = life::life(&worker, pod.as_deref());
-    let mut diagnosis = diagnose::diagnose(&worker, pod.as_deref(), beat.as_ref());
+    let uid = worker.uid().unwrap_or_default();
+    let born = {
+        let mut births = world.births();
+        if let Some(pod) = pod.as_ref().filter(|pod| life::owns(&worker, pod)) {
+            births.saw(&uid, &pod.uid().unwrap_or_default());
+        }
+        births.of(&uid).map(str::to_owned)
+    };
+    let mut life = life::life(&worker, pod.as_deref(), born.as_deref());
+    let mut diagnosis = diagnose::diagnose(&worker, life, pod.as_deref(), beat.as_ref());
     if life == Life::Unseen
         && effects
             .get::<Pod>(&key)
@@ -85,6 +95,7 @@ pub async fn observe(
         pod,
         lease,
         beat,
+        born,
         life,
         diagnosis,
     })

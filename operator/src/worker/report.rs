@@ -70,7 +70,8 @@ pub fn status(observed: &Observed, applied: &Applied, now: &Now) -> LlavaWorkerS
         pod_uid: before
             .pod_uid
             .or_else(|| pod.and_then(ResourceExt::uid))
-            .or_else(|| applied.pod.as_ref().and_then(ResourceExt::uid)),
+            .or_else(|| applied.pod.as_ref().and_then(ResourceExt::uid))
+            .or_else(|| observed.born.clone()),
         accelerator: accelerator(observed),
         queue_length: count(load.as_ref().map(|load| load.waiting)),
         running_requests: count(load.as_ref().map(|load| load.running)),

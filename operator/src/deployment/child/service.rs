@@ -1,4 +1,5 @@
-//! A headless Service, so that each worker has a name in DNS.
+//! A headless Service, so that each worker has a name in DNS for whoever looks into
+//! it; routers use addresses.
 
 use crds::LlavaDeployment;
 use protocol::port;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::heartbeat::Heartbeats;
 use crate::key::Key;
-use crate::worker::life::is_available;
+use crate::worker::life::{is_available, life};
 
 fn worker(status: &Value) -> LlavaWorker {
     serde_json::from_value(json!({
@@ -31,6 +31,10 @@ fn pod(node: Option<&str>, status: &Value) -> Pod {
         "status": status,
     }))
     .unwrap()
+}
+
+fn said(worker: &LlavaWorker, pod: Option<&Pod>, beat: Option<&Beat>) -> Diagnosis {
+    diagnose(worker, life(worker, pod, None), pod, beat)
 }
 
 fn container(state: &Value, last: &Value) -> Value {
@@ -131,7 +135,7 @@ fn every_cause_has_its_own_reason_and_the_words_of_whoever_knows() {
     ];
     for (node, status, phase, reason, words) in cases {
         let pod = pod(node, &status);
-        let found = diagnose(&worker(&none), Some(&pod), None);
+        let found = said(&worker(&none), Some(&pod), None);
         assert_eq!(
             (found.phase, found.reason.as_str()),
             (phase, reason),
@@ -143,12 +147,22 @@ fn every_cause_has_its_own_reason_and_the_words_of_whoever_knows() {
 
 #[test]
 fn a_pod_that_is_gone_after_it_was_there_ends_the_worker_once_that_is_certain() {
-    assert_eq!(life(&worker(&json!({})), None), Life::Unborn);
+    let untold = worker(&json!({}));
+    assert_eq!(life(&untold, None, None), Life::Unborn);
+    assert_eq!(
+        life(&untold, None, Some("p")),
+        Life::Unseen,
+        "its status may be behind"
+    );
     let born = worker(&json!({"podUID": "p"}));
-    assert_eq!(life(&born, None), Life::Unseen, "a cache may be behind");
+    assert_eq!(
+        life(&born, None, None),
+        Life::Unseen,
+        "a cache may be behind"
+    );
     let confirmed = worker(&json!({"podUID": "p", "phase": "Failed", "reason": "Evicted"}));
-    assert_eq!(life(&confirmed, None), Life::Ended);
-    assert_eq!(diagnose(&confirmed, None, None).reason, "Evicted");
+    assert_eq!(life(&confirmed, None, None), Life::Ended);
+    assert_eq!(said(&confirmed, None, None).reason, "Evicted");
 }
 
 #[test]
@@ -161,7 +175,7 @@ fn a_foreign_pod_with_our_name_is_never_taken_for_ours() {
     let worker = worker(&json!({}));
     assert!(!is_available(&worker, Some(&foreign)));
     assert_eq!(
-        diagnose(&worker, Some(&foreign), None).reason,
+        said(&worker, Some(&foreign), None).reason,
         reason::NAME_TAKEN
     );
 }
@@ -181,11 +195,11 @@ fn a_worker_that_neither_is_ready_nor_beats_may_have_lost_its_node() {
     beats.apply(&lease(2), start);
     let key = Key::new("ns", "llava-abc-0");
     let pod = pod(Some("n"), &container(&json!({"running": {}}), &json!({})));
-    let said = |beats: &Heartbeats| {
+    let word = |beats: &Heartbeats| {
         let beat = beats.get(&key, "p");
-        diagnose(&worker(&json!({})), Some(&pod), beat).reason
+        said(&worker(&json!({})), Some(&pod), beat).reason
     };
-    assert_eq!(said(&beats), reason::LOADING);
+    assert_eq!(word(&beats), reason::LOADING);
     beats.sweep(start + Duration::from_secs(60));
-    assert_eq!(said(&beats), reason::HEARTBEAT_LOST);
+    assert_eq!(word(&beats), reason::HEARTBEAT_LOST);
 }
