@@ -157,6 +157,7 @@ async fn llavas_clients_get_frames_with_the_prompt_and_all_text_so_far() {
         assert!(text.starts_with(&before));
         before = text.to_owned();
     }
+    worker.at_rest().await;
     let status = worker
         .post("/worker_get_status")
         .send()

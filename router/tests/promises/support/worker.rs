@@ -329,7 +329,7 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> std::io::Result
     let state = Arc::clone(state);
     tokio::spawn(async move {
         tokio::select! {
-            () = events(&sender, &wish, &state, is_llava) => presence.ended = true,
+            taken = events(&sender, &wish, &state, is_llava) => presence.ended = taken,
             () = sender.closed() => {}
         }
         drop(presence);
@@ -350,12 +350,13 @@ async fn pause(state: &State, millis: u64) {
     }
 }
 
+/// Sends the events that were wished for; whether somebody took them.
 async fn events(
     sender: &mpsc::Sender<std::io::Result<Frame<Bytes>>>,
     wish: &Wish,
     state: &State,
     is_llava: bool,
-) {
+) -> bool {
     let count = wish.events.unwrap_or(3);
     for number in 0..count {
         if number > 0 {
@@ -370,18 +371,18 @@ async fn events(
             let _ = sender
                 .send(Err(std::io::Error::other("dies as wished")))
                 .await;
-            return;
+            return true;
         }
         let event = event(number, wish.bytes, is_llava);
         if sender.send(Ok(Frame::data(event))).await.is_err() {
-            return;
+            return false;
         }
     }
     if !is_llava {
-        let _ = sender
-            .send(Ok(Frame::data(Bytes::from_static(b"data: [DONE]\n\n"))))
-            .await;
+        let done = Bytes::from_static(b"data: [DONE]\n\n");
+        return sender.send(Ok(Frame::data(done))).await.is_ok();
     }
+    true
 }
 
 /// The event that every worker sends at this place.
