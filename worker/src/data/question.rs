@@ -74,13 +74,13 @@ impl QuestionKind {
         Self::Describe,
     ];
 
-    /// How often training asks this kind. Look-ups (the colour of the star) weigh
-    /// more because they are learned last; yes and no weigh the same.
+    /// How often training asks this kind. Look-ups (the colour of the star) and
+    /// counts weigh more because they are learned last; yes and no weigh the same.
     fn weight(self) -> u32 {
         match self {
             Self::What => 10,
             Self::Colour | Self::Shape => 15,
-            Self::Count => 8,
+            Self::Count => 15,
             Self::IsThereYes => 12,
             Self::IsThereNo | Self::IsThereHard => 6,
             Self::Where => 11,
@@ -285,37 +285,20 @@ fn what(scene: &Scene, rng: &mut StdRng) -> Option<Turn> {
 }
 
 fn count(scene: &Scene, rng: &mut StdRng) -> Turn {
-    let all = &scene.shapes;
-    let (n, things) = match rng.random_range(0..4) {
-        0 => (all.len(), "shapes".to_owned()),
+    // Outlines are asked most: their plurals are words that no other question has.
+    let (n, things) = match rng.random_range(0..6) {
+        0 => (scene.shapes.len(), "shapes".to_owned()),
         1 => {
-            let kind = *Kind::ALL.choose(rng).unwrap_or(&Kind::Star);
-            let kind = all
-                .choose(rng)
-                .map_or(kind, |s| if rng.random_bool(0.8) { s.kind } else { kind });
-            (
-                all.iter().filter(|s| s.kind == kind).count(),
-                kind.plural().to_owned(),
-            )
+            let (n, size) = numbered(scene, &Size::ALL, |shape| shape.size, rng);
+            (n, format!("{} shapes", size.word()))
         }
         2 => {
-            let colour = *Colour::ALL.choose(rng).unwrap_or(&Colour::Red);
-            let colour = all.choose(rng).map_or(colour, |s| {
-                if rng.random_bool(0.8) {
-                    s.colour
-                } else {
-                    colour
-                }
-            });
-            let n = all.iter().filter(|s| s.colour == colour).count();
+            let (n, colour) = numbered(scene, &Colour::ALL, |shape| shape.colour, rng);
             (n, format!("{} shapes", colour.word()))
         }
         _ => {
-            let size = *Size::ALL.choose(rng).unwrap_or(&Size::Small);
-            (
-                all.iter().filter(|s| s.size == size).count(),
-                format!("{} shapes", size.word()),
-            )
+            let (n, kind) = numbered(scene, &Kind::ALL, |shape| shape.kind, rng);
+            (n, kind.plural().to_owned())
         }
     };
     let forms = [
@@ -324,6 +307,26 @@ fn count(scene: &Scene, rng: &mut StdRng) -> Turn {
         format!("How many {things} do you see?"),
     ];
     (forms.into(), sentence(number(n)))
+}
+
+/// One of the values that an attribute can have, and how many shapes have it.
+/// Every number that some value has here is as likely as the others: drawn by
+/// value, most answers would be "One", and that is what would be learned.
+fn numbered<T: Copy + PartialEq>(
+    scene: &Scene,
+    values: &[T],
+    of: impl Fn(&Shape) -> T,
+    rng: &mut StdRng,
+) -> (usize, T) {
+    let number = |value: T| scene.shapes.iter().filter(|s| of(s) == value).count();
+    let mut numbers: Vec<usize> = values.iter().map(|value| number(*value)).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let n = numbers[rng.random_range(0..numbers.len())];
+    let with: Vec<T> = (values.iter().copied())
+        .filter(|value| number(*value) == n)
+        .collect();
+    (n, with[rng.random_range(0..with.len())])
 }
 
 fn describe(scene: &Scene) -> Turn {
@@ -397,6 +400,25 @@ mod tests {
             QuestionKind::IsThereYes.weight(),
             no.weight() + hard.weight()
         );
+    }
+
+    #[test]
+    fn no_number_is_the_answer_of_most_counts_of_outlines() {
+        let mut answers = [0_usize; 5];
+        let mut asked = 0;
+        for (scene, question) in questions(QuestionKind::Count) {
+            let of = |kind: &Kind| question.ask.contains(&format!("many {} ", kind.plural()));
+            if let Some(kind) = Kind::ALL.into_iter().find(of) {
+                let n = scene.shapes.iter().filter(|s| s.kind == kind).count();
+                assert_eq!(question.answer, sentence(number(n)), "{question:?}");
+                answers[n] += 1;
+                asked += 1;
+            }
+        }
+        assert!(asked > 0);
+        for (n, times) in answers.into_iter().enumerate() {
+            assert!(times * 5 < asked * 3, "{times} of {asked} are {n}");
+        }
     }
 
     #[test]
