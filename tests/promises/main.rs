@@ -13,6 +13,7 @@ mod cluster_faults;
 mod cluster_real_node;
 mod demo_elsewhere;
 mod documented_commands;
+mod images;
 mod machine;
 mod obeys_kubectl;
 mod operator_closes;

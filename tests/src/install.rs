@@ -285,8 +285,9 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Where `make images` puts the archives.
-fn images() -> PathBuf {
+/// Where `make images` puts the archives, and in `context` what is in them.
+#[must_use]
+pub fn images() -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     target.join("images")
