@@ -18,12 +18,14 @@
 //! ```
 
 mod batch;
+mod device;
 mod images;
 mod load;
 mod runs;
 
 pub use batch::{ForwardError, Logits, Part};
-pub use load::{DeviceChoice, Dtype, LoadError, LoadOptions};
+pub use device::{DeviceChoice, DeviceError};
+pub use load::{Dtype, LoadError, LoadOptions};
 
 use crate::arch::decoder::Decoder;
 use crate::arch::merge::merge;

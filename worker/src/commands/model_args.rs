@@ -25,10 +25,9 @@ pub(super) struct ModelArgs {
     /// Longest sequence in tokens [default: the checkpoint's]
     #[arg(long, value_name = "TOKENS")]
     pub(super) context: Option<usize>,
-    /// Number of the CUDA device to run on [default: the processors]
-    #[cfg(feature = "cuda")]
-    #[arg(long, value_name = "INDEX")]
-    pub(super) cuda: Option<usize>,
+    /// Where to run: cpu, cuda or cuda:NUMBER
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(super) device: DeviceChoice,
     /// Threads for the model [default: one for each processor]
     #[arg(long)]
     pub(super) threads: Option<usize>,
@@ -37,13 +36,9 @@ pub(super) struct ModelArgs {
 impl ModelArgs {
     /// The options that the flags mean.
     pub(super) fn options(&self) -> LoadOptions {
-        #[cfg(feature = "cuda")]
-        let device = self.cuda.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda);
-        #[cfg(not(feature = "cuda"))]
-        let device = DeviceChoice::Cpu;
         LoadOptions {
             format: self.format,
-            device,
+            device: self.device,
             dtype: None,
             context: self.context,
             base: self.base.clone(),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use crate::model::DeviceChoice;
 use crate::train::group::{Group, Place};
 use crate::train::{Outcome, Run, Settings};
 
@@ -21,6 +22,9 @@ pub(super) struct TrainArgs {
     /// Continue from the newest checkpoint in the output folder, if there is one.
     #[arg(long)]
     resume: bool,
+    /// Where to compute, instead of the settings' own: cpu, cuda or cuda:NUMBER.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
     /// Threads of this process, instead of the settings' own.
     #[arg(long)]
     threads: Option<usize>,
@@ -45,6 +49,7 @@ impl TrainArgs {
         alone_on_each_thread()?;
         let mut settings = Settings::read(&self.config)?;
         settings.output = self.output.unwrap_or(settings.output);
+        settings.device = self.device.unwrap_or(settings.device);
         settings.threads = self.threads.or(settings.threads);
         let place = Place {
             rank: self.rank,

@@ -1,5 +1,6 @@
 //! From a checkpoint's files to a model in memory.
 
+use super::device::{DeviceChoice, DeviceError};
 use super::{Model, ModelInfo, kv_shape};
 use crate::arch::decoder::Decoder;
 use crate::arch::linear::Reader;
@@ -9,7 +10,7 @@ use crate::checkpoint;
 use crate::config::ConfigError;
 use crate::matmul::{Maker, WeightFormat};
 use crate::weights::WeightsError;
-use candle_core::{DType, Device};
+use candle_core::DType;
 use rayon::ThreadPoolBuilder;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -31,16 +32,6 @@ pub struct LoadOptions {
     pub vision_tower: Option<PathBuf>,
     /// Threads for the CPU; one for each processor where absent.
     pub threads: Option<usize>,
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The processors, in f32.
-    #[default]
-    Cpu,
-    /// A CUDA device by its number, in bf16 if nothing else is asked for; needs the feature `cuda`.
-    Cuda(usize),
 }
 
 /// Number format of the computation.
@@ -74,6 +65,9 @@ pub enum LoadError {
     /// The weights cannot be used.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// There is no such device.
+    #[error(transparent)]
+    NoDevice(#[from] DeviceError),
     /// A checkpoint that holds only a part needs the rest.
     #[error("{dir} holds only {what}: name the language model that it belongs to with --base")]
     NeedsBase {
@@ -114,10 +108,7 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let (config, weights) = checkpoint::open(dir, options)?;
         progress(0.0);
-        let device = match options.device {
-            DeviceChoice::Cpu => Device::Cpu,
-            DeviceChoice::Cuda(index) => Device::new_cuda(index)?,
-        };
+        let device = options.device.open()?;
         let threads = ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("model-{index}"))

@@ -47,9 +47,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FORM", default_value_t)]
     pub quantization: WeightFormat,
 
-    /// CUDA device to run on; the processors when left out
-    #[arg(long, value_name = "NUMBER")]
-    pub cuda_device: Option<usize>,
+    /// Where to run: cpu, cuda or cuda:NUMBER
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: DeviceChoice,
 
     /// Threads for the model; one for each processor when left out
     #[arg(long, value_name = "THREADS")]
@@ -122,9 +122,7 @@ impl ServeArgs {
     pub fn load_options(&self, base: Option<PathBuf>) -> LoadOptions {
         LoadOptions {
             format: self.quantization,
-            device: self
-                .cuda_device
-                .map_or(DeviceChoice::Cpu, DeviceChoice::Cuda),
+            device: self.device,
             dtype: self.dtype,
             context: self.context_length,
             base,
@@ -164,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_the_computation_reaches_the_model() {
-        let flags = "worker --model x --cuda-device 1 --dtype f16 --threads 3 --context-length 99";
+        let flags = "worker --model x --device cuda:1 --dtype f16 --threads 3 --context-length 99";
         let program = Program::parse_from(flags.split(' '));
         let options = program.args.load_options(None);
         assert_eq!(options.device, DeviceChoice::Cuda(1));

@@ -16,7 +16,7 @@ use super::texts::{CheckpointTexts, Texts};
 use crate::engine::{Budget, EngineMetrics, EngineOptions, LoadedModel, VisionCache};
 use crate::fetch::{self, FetchError, Progress};
 use crate::image::{ImageProcessor, ProcessorConfig, ProcessorError};
-use crate::model::{Dtype, ForwardError, LoadError, Model};
+use crate::model::{DeviceChoice, Dtype, ForwardError, LoadError, Model};
 use crate::prompt::{PromptError, PromptRenderer};
 
 /// Image tiles that are encoded between two steps of the running answers.
@@ -138,7 +138,7 @@ fn read(
 ) -> Result<Loaded, LoadFailure> {
     let options = args.load_options(base);
     if let Some(dtype @ (Dtype::F16 | Dtype::Bf16)) = args.dtype
-        && args.cuda_device.is_none()
+        && args.device == DeviceChoice::Cpu
     {
         tracing::info!(
             ?dtype,

@@ -27,6 +27,7 @@ use super::sample::Encoder;
 use super::sampler::Sampler;
 use super::settings::{BadRecords, Kind, Settings, Stage};
 use crate::config::{ConfigError, ModelConfig};
+use crate::model::DeviceError;
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,8 @@ pub enum RunError {
     Diverged { loss: f64, step: usize },
     #[error("{output} holds a checkpoint: continue it with --resume, or choose another output")]
     Occupied { output: PathBuf },
+    #[error(transparent)]
+    NoDevice(#[from] DeviceError),
     #[error("the device failed")]
     Device(#[from] candle_core::Error),
 }
@@ -109,7 +112,7 @@ impl Run {
         resume: bool,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, RunError> {
-        let device = Device::Cpu;
+        let device = settings.device.open()?;
         let config = ModelConfig::read(&settings.model, None)?;
         let rope = Net::rope(&config)?;
         std::fs::create_dir_all(&settings.output).map_err(|source| RunError::Folder {

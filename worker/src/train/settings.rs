@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::export::Layout;
 use super::lora::Lora;
 use super::optim::Adam;
+use crate::model::DeviceChoice;
 use crate::prompt::Template;
 
 /// A whole run.
@@ -26,6 +27,9 @@ pub struct Settings {
     /// Every random choice follows from it.
     #[serde(default)]
     pub seed: u64,
+    /// Where the arithmetic is done: in f32 on processors, in bf16 on a CUDA device.
+    #[serde(default)]
+    pub device: DeviceChoice,
     /// Threads of this process; all cores by default.
     #[serde(default)]
     pub threads: Option<usize>,
