@@ -127,7 +127,7 @@ async fn workers_are_confined_and_others_are_not_let_in() -> anyhow::Result<()> 
 
 /// `/proc/PID/status` of the worker process of a Pod.
 async fn process_status(llava: &Installed, pod: &str) -> anyhow::Result<String> {
-    // As in `Installed::kill_worker`: a process is known by the name in its environment.
+    // As in `Installed::kill`: a process is known by the name in its environment.
     let script = format!(
         "for process in /proc/[0-9]*; do
            if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx POD_NAME={pod}; then

@@ -1,16 +1,31 @@
 //! A deployment without requests goes to sleep; the first request wakes it and is
 //! held until a worker can answer.
 
+use std::sync::{Arc, Mutex};
+
 use crds::autoscaling::Autoscaling;
+use crds::engine::{Engine, NativeEngine};
 use tests::ask::Question;
-use tests::install::{Installed, example_image, llava_shapes};
+use tests::cluster::wait_for;
+use tests::install::{Installed, PATIENCE, example_image, llava_shapes};
+use tokio::task::JoinSet;
+
+/// Requests that find the deployment asleep.
+const HELD: usize = 5;
 
 #[tokio::test]
-async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answered()
+async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answered_in_order()
 -> anyhow::Result<()> {
     let llava = Installed::start().await?;
     let mut deployment = llava_shapes()?;
     deployment.spec.replicas = None;
+    // One answer after the other, so that their ends show their order.
+    deployment.spec.engine = Engine {
+        native: Some(NativeEngine {
+            max_running_requests: Some(1),
+            ..NativeEngine::default()
+        }),
+    };
     deployment.spec.autoscaling = Some(Autoscaling {
         min_replicas: 0,
         max_replicas: 1,
@@ -28,13 +43,39 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
 
     let asker = llava.asker().await?;
     let question = Question::about(example_image("shapes.png")?, "What is in the image?");
-    let (streamed, whole) = tokio::join!(asker.stream(&question), asker.whole(&question));
-    let (streamed, whole) = (streamed?, whole?);
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let mut clients = JoinSet::new();
+    for number in 0..HELD {
+        let (asker, question, ended) = (asker.clone(), question.clone(), Arc::clone(&ended));
+        clients.spawn(async move {
+            let streams = number % 2 == 0;
+            let answer = match streams {
+                true => asker.stream(&question).await?,
+                false => asker.whole(&question).await?,
+            };
+            assert!(
+                answer.is_whole() && answer.done == streams,
+                "a held request is answered: {answer:?}"
+            );
+            ended.lock().unwrap().push(number);
+            anyhow::Ok(())
+        });
+        let what = format!("the router to hold {} requests", number + 1);
+        wait_for(&what, PATIENCE, async || {
+            (llava.waiting().await.ok()? == number + 1).then_some(())
+        })
+        .await?;
+    }
     assert!(
-        streamed.is_whole() && streamed.done,
-        "the held stream is answered: {streamed:?}"
+        llava.workers("llava-shapes").await?.len() <= 1 && ended.lock().unwrap().is_empty(),
+        "all were held while the worker came up"
     );
-    assert!(whole.is_whole(), "the held request is answered: {whole:?}");
+    clients
+        .join_all()
+        .await
+        .into_iter()
+        .collect::<anyhow::Result<()>>()?;
+    assert_eq!(*ended.lock().unwrap(), (0..HELD).collect::<Vec<_>>());
 
     llava.wait_workers("llava-shapes", 0).await
 }

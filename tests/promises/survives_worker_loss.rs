@@ -74,8 +74,10 @@ async fn a_worker_killed_mid_stream_cuts_that_stream_with_one_error_event_and_no
         watcher.watch(&endless, tell).await
     });
     let worker = first_words.await?;
-    llava.kill_worker(&worker).await?;
-    let load = Load::start(&asker, &question, 4);
+    // The cut stream is the only one: a whole answer that breaks is asked of another worker.
+    let mut load = Load::of_whole_answers(&asker, &question, 4);
+    load.is_under_way().await;
+    llava.kill(&worker).await?;
 
     let cut = cut.await??;
     assert_eq!(

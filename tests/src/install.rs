@@ -188,19 +188,19 @@ impl Installed {
             .collect())
     }
 
-    /// Ends the worker process of a Pod at once, as a crash would.
+    /// Ends the process of a Pod at once, as a crash would.
     ///
     /// # Errors
     /// When no process of this Pod runs.
-    pub async fn kill_worker(&self, pod: &str) -> anyhow::Result<()> {
-        self.signal_worker(pod, "KILL").await
+    pub async fn kill(&self, pod: &str) -> anyhow::Result<()> {
+        self.signal(pod, "KILL").await
     }
 
-    /// Sends the worker process of a Pod a signal: `STOP` hangs it, `CONT` lets it go on.
+    /// Sends the process of a Pod a signal: `STOP` hangs it, `CONT` lets it go on.
     ///
     /// # Errors
     /// When no process of this Pod runs.
-    pub async fn signal_worker(&self, pod: &str, signal: &str) -> anyhow::Result<()> {
+    pub async fn signal(&self, pod: &str, signal: &str) -> anyhow::Result<()> {
         // Every container runs in the cluster's PID namespace, where a process
         // is known by the name that the downward API gave it.
         let script = format!(
@@ -223,6 +223,26 @@ impl Installed {
             .cluster_ip
             .context("the router's Service has no address")?;
         Ok(Asker::new(format!("http://{address}"))?)
+    }
+
+    /// Requests that the routers hold because no worker may take them yet.
+    ///
+    /// # Errors
+    /// When an admin port does not answer.
+    pub async fn waiting(&self) -> anyhow::Result<usize> {
+        let routers = ListParams::default().labels("app.kubernetes.io/name=llava-router");
+        let mut waiting = 0;
+        for pod in self.api::<Pod>().list(&routers).await? {
+            let address = pod.status.and_then(|status| status.pod_ip);
+            let address = address.context("a router without an address")?;
+            let shown = reqwest::get(format!("http://{address}:9090/metrics")).await?;
+            let shown = shown.error_for_status()?.text().await?;
+            let lines = shown.lines();
+            let series = lines.filter(|line| line.starts_with("llava_router_waiting{"));
+            let figures = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            waiting += figures.sum::<f64>() as usize;
+        }
+        Ok(waiting)
     }
 
     async fn enforce_restricted_pods(&self) -> anyhow::Result<()> {

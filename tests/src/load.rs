@@ -1,6 +1,7 @@
 //! Steady load while something happens: a few clients that ask again and again
 //! until told to stop, and an account of every answer.
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +12,16 @@ use crate::ask::{Answer, Asker, Question};
 pub struct Load {
     stop: CancellationToken,
     clients: JoinSet<Account>,
+    answered: watch::Receiver<usize>,
+}
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// Streams and whole answers in turn.
+    InTurn,
+    /// Whole answers alone.
+    Whole,
 }
 
 /// What the clients saw.
@@ -27,13 +38,38 @@ impl Load {
     /// whole answers in turn.
     #[must_use]
     pub fn start(asker: &Asker, question: &Question, clients: usize) -> Self {
+        Self::of(asker, question, clients, Wish::InTurn)
+    }
+
+    /// As [`start`](Self::start), but for whole answers alone.
+    #[must_use]
+    pub fn of_whole_answers(asker: &Asker, question: &Question, clients: usize) -> Self {
+        Self::of(asker, question, clients, Wish::Whole)
+    }
+
+    fn of(asker: &Asker, question: &Question, clients: usize, wish: Wish) -> Self {
         let stop = CancellationToken::new();
+        let (told, answered) = watch::channel(0);
         let mut set = JoinSet::new();
         for client in 0..clients {
             let (asker, question, stop) = (asker.clone(), question.clone(), stop.clone());
-            set.spawn(async move { ask_until(&stop, &asker, &question, client).await });
+            let told = told.clone();
+            set.spawn(
+                async move { ask_until(&stop, &asker, &question, (client, wish), &told).await },
+            );
         }
-        Self { stop, clients: set }
+        Self {
+            stop,
+            clients: set,
+            answered,
+        }
+    }
+
+    /// Waits until as many answers came as there are clients.
+    pub async fn is_under_way(&mut self) {
+        let clients = self.clients.len();
+        // Clients that are gone tell why at the end.
+        let _ = self.answered.wait_for(|count| *count >= clients).await;
     }
 
     /// Lets every client finish its last question and adds up what they saw.
@@ -54,19 +90,21 @@ async fn ask_until(
     stop: &CancellationToken,
     asker: &Asker,
     question: &Question,
-    client: usize,
+    (client, wish): (usize, Wish),
+    answered: &watch::Sender<usize>,
 ) -> Account {
     let mut account = Account::default();
     for turn in client.. {
         if stop.is_cancelled() {
             break;
         }
-        let answer = if turn % 2 == 0 {
+        let answer = if wish == Wish::InTurn && turn % 2 == 0 {
             asker.stream(question).await
         } else {
             asker.whole(question).await
         };
         account.add(answer);
+        answered.send_modify(|count| *count += 1);
     }
     account
 }

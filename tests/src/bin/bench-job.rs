@@ -158,7 +158,7 @@ impl Bench {
             let victim = self.victim().await?;
             let mut retries = self.retries().await?;
             let killed = shell::clock::now();
-            self.installed.kill_worker(&victim).await?;
+            self.installed.kill(&victim).await?;
             let mut last = killed;
             while killed.elapsed() < AFTERMATH {
                 let now = self.retries().await?;
@@ -181,10 +181,10 @@ impl Bench {
             let load = self.load().await?;
             let victim = self.victim().await?;
             let stopped = shell::clock::now();
-            self.installed.signal_worker(&victim, "STOP").await?;
+            self.installed.signal(&victim, "STOP").await?;
             self.out_of_rotation(&victim).await?;
             figures.add(stopped.elapsed());
-            self.installed.signal_worker(&victim, "CONT").await?;
+            self.installed.signal(&victim, "CONT").await?;
             self.settled(load).await?;
         }
         Ok(figures)
