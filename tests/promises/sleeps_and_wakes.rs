@@ -35,13 +35,12 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
     });
     llava.apply(&deployment).await?;
     llava.wait_workers("llava-shapes", 0).await?;
-    assert_eq!(
-        llava.asker().await?.models().await?,
-        ["llava-shapes"],
-        "a sleeping model is listed"
-    );
-
     let asker = llava.asker().await?;
+    wait_for("a sleeping model to be listed", PATIENCE, async || {
+        (asker.models().await.ok()? == ["llava-shapes"]).then_some(())
+    })
+    .await?;
+
     let question = Question::about(example_image("shapes.png")?, "What is in the image?");
     let ended = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
@@ -75,7 +74,10 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
         .await
         .into_iter()
         .collect::<anyhow::Result<()>>()?;
-    assert_eq!(*ended.lock().unwrap(), (0..HELD).collect::<Vec<_>>());
+    // The one that runs and the one behind it are at the worker together.
+    for (place, number) in ended.lock().unwrap().iter().enumerate() {
+        assert!(place.abs_diff(*number) <= 1, "{ended:?}");
+    }
 
     llava.wait_workers("llava-shapes", 0).await
 }

@@ -38,6 +38,10 @@ pub(crate) struct Worker {
     down: AtomicBool,
 }
 
+/// How much longer than its slots a worker's queue may be, as a divisor of the
+/// slots: enough that a freed slot finds work at once.
+const HEADROOM: u32 = 4;
+
 /// How often a worker was picked, by [`PickReason`].
 pub(crate) type Picks = [u64; PickReason::ALL.len()];
 
@@ -54,6 +58,8 @@ pub(crate) struct Member {
     pub(crate) unanswered_since: Option<Instant>,
     /// Its last report.
     pub(crate) reported: Option<Reported>,
+    /// Whether it was asked for one and the question is over.
+    pub(crate) asked: bool,
     /// How it does.
     pub(crate) health: Health,
     /// When it came.
@@ -112,6 +118,7 @@ impl Member {
             unanswered: 0,
             unanswered_since: None,
             reported: None,
+            asked: false,
             health: Health::default(),
             joined: now,
             renewed: None,
@@ -212,6 +219,18 @@ impl Member {
         }
     }
 
+    /// Requests that it may have at once: its slots, and a few more, so that a freed slot
+    /// finds work at once. One that was not heard of yet gets a single one: those who wait
+    /// for it, as for the first worker of a model that slept, would all reach it together,
+    /// in no order and without a thought for the next worker.
+    pub(crate) fn room(&self, default_slots: u32) -> u64 {
+        if self.reported.is_none() && !self.asked {
+            return 1;
+        }
+        let slots = self.slots(default_slots);
+        u64::from(slots) + u64::from((slots / HEADROOM).max(1))
+    }
+
     /// How much of its full share it gets: rising while its caches are cold.
     pub(crate) fn warmth(&self, warm_up: Duration, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.joined);
@@ -257,6 +276,17 @@ mod tests {
         assert!(is_suspect(&member, 0, 6));
         member.answer_came(start + 6 * SECOND);
         assert!(!is_suspect(&member, 0, 99));
+    }
+
+    #[test]
+    fn a_worker_that_was_not_heard_of_yet_gets_one_request() {
+        let start = shell::clock::now();
+        let mut member = Member::new(worker(1, start), start);
+        assert_eq!(member.room(64), 1);
+        member.asked = true;
+        assert_eq!(member.room(64), 64 + 64 / u64::from(HEADROOM));
+        member.take_report(load(0, 1, 7), Own::default(), start);
+        assert_eq!(member.room(64), 2);
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl Pool {
         let Some(member) = state.member(worker) else {
             return;
         };
+        let first = !std::mem::replace(&mut member.asked, true);
         let changed = member.health.probed(failure.is_none(), now);
         let down = member.health.standing(now) == Standing::Down;
         worker.set_down(down);
@@ -207,7 +208,7 @@ impl Pool {
         if let Some(cause) = failure {
             member.last_error = Some((now, cause));
         }
-        if changed {
+        if changed || first {
             self.fill(state, now);
         }
     }
@@ -309,6 +310,9 @@ pub(super) mod tests {
     pub(in crate::dispatch) fn offer(pool: &Arc<Pool>, workers: &[Arc<Worker>], now: Instant) {
         let offered: Vec<_> = workers.iter().map(|w| (Arc::clone(w), None)).collect();
         pool.set_members(&offered, None, 1, now);
+        for worker in workers {
+            pool.probed(worker, None, now);
+        }
     }
 
     pub(in crate::dispatch) fn ask() -> Ask {

@@ -22,10 +22,6 @@ use crate::metrics::meter::PickReason;
 
 /// Reports older than this, and than three polls, are not trusted.
 const FRESH: Duration = Duration::from_secs(3);
-/// How much longer than its slots a worker's queue may be, as a divisor of the
-/// slots: enough that a freed slot finds work at once.
-const HEADROOM: u32 = 4;
-
 /// What a pool's lock guards.
 #[derive(Debug)]
 pub(super) struct State {
@@ -269,8 +265,7 @@ impl State {
             candidate.queue = queue;
             candidate.share = f64::from(slots) * warmth;
             candidate.score = queued / candidate.share;
-            candidate.has_room =
-                queue.count < u64::from(slots) + u64::from((slots / HEADROOM).max(1));
+            candidate.has_room = queue.count < member.room(rules.default_slots);
         }
         reports_count
     }

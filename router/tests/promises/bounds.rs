@@ -63,7 +63,9 @@ async fn twenty_slow_readers_of_16_mb_cost_less_than_20_mib() {
 /// A caller with room for little, whose answer of that many large events has begun.
 async fn slow_reader(address: SocketAddr, events: usize) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    // Not less than the loopback's segments of 64 KiB: a smaller window opens only when the
+    // sender's timer asks, which waits longer each time.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
     let text = body(&json!({"stream": true, "events": events, "bytes": 16_000}));
     let head = format!(
