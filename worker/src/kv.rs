@@ -194,7 +194,8 @@ impl KvCache {
             Store::Tensors(layers) => {
                 for LayerTensors { keys, values } in layers {
                     for tensor in [keys, values] {
-                        let prefix = tensor.narrow(0, from, 1)?.narrow(2, 0, tokens)?.copy()?;
+                        let prefix = tensor.narrow(0, from, 1)?.narrow(2, 0, tokens)?;
+                        let prefix = prefix.force_contiguous()?;
                         write(tensor, to, 0, &prefix)?;
                     }
                 }
