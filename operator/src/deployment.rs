@@ -122,6 +122,7 @@ pub async fn reconcile(
 /// When the rollout last came further.
 fn progressed(observed: &Observed, goal: &Goal, applied: &Applied, context: &Context) -> Time {
     let aim = Aim {
+        uid: observed.deployment.metadata.uid.clone(),
         generation: observed.deployment.metadata.generation,
         revision: goal.revision.clone(),
         replicas: goal.replicas,

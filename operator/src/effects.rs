@@ -338,7 +338,9 @@ impl Effects {
         let done = self
             .within(limit, verb.as_str(), kind.to_string(), key, call)
             .await;
-        if let Ok(Some((of, asked))) = ASKED.try_with(Cell::take) {
+        if done.is_ok()
+            && let Ok(Some((of, asked))) = ASKED.try_with(Cell::take)
+        {
             let now = shell::clock::now();
             self.metrics
                 .reacted(of, now.saturating_duration_since(asked));

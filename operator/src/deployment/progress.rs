@@ -10,6 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 /// What a rollout is to reach. Another aim is another rollout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aim {
+    /// The deployment, of which there may be another of this name.
+    pub uid: Option<String>,
     /// The spec's generation.
     pub generation: Option<i64>,
     /// The hash of its template.
@@ -77,12 +79,17 @@ impl Aim {
 }
 
 impl Reach {
-    /// The furthest of both in each respect.
+    /// The furthest of both in each respect. Workers that answer are counted anew with
+    /// each that is replaced: those before were of another template.
     fn with(self, other: Self) -> Self {
+        let replaced = other.updated > self.updated || other.old < self.old;
         Self {
             updated: self.updated.max(other.updated),
             old: self.old.min(other.old),
-            available: self.available.max(other.available),
+            available: match replaced {
+                true => other.available,
+                false => self.available.max(other.available),
+            },
         }
     }
 }
@@ -96,6 +103,7 @@ mod tests {
 
     fn aim(replicas: usize) -> Aim {
         Aim {
+            uid: None,
             generation: Some(1),
             revision: "new".to_owned(),
             replicas,
@@ -138,6 +146,20 @@ mod tests {
         assert_eq!(fewer, at(&start, 1));
         let other = progress.note(aim(3), reach(1, 1, 1), None, at(&start, 2));
         assert_eq!(other, at(&start, 2));
+    }
+
+    #[test]
+    fn those_that_answer_are_progress_again_after_all_were_replaced() {
+        let (mut progress, start) = (Progress::default(), Now::read());
+        let mut note = |reach, second| progress.note(aim(8), reach, None, at(&start, second));
+        note(reach(0, 8, 8), 0);
+        note(reach(0, 0, 0), 1);
+        note(reach(8, 0, 0), 2);
+        for available in 1..=8 {
+            let second = 300 * available;
+            let came = note(reach(8, 0, usize::try_from(available).unwrap()), second);
+            assert_eq!(came, at(&start, second));
+        }
     }
 
     #[test]

@@ -83,8 +83,11 @@ impl Pool {
         if held && waiting >= self.rules.max_held {
             return Entry::Refused(Shed::HoldFull);
         }
+        // How long it takes with a worker that was not heard of yet, nobody knows.
         let wait = state.expected_wait();
-        if !held && !is_retry && (waiting >= self.rules.max_queued || wait > ask.patience) {
+        let is_late = wait > ask.patience
+            && (state.members.iter()).any(|member| member.is_open() && member.is_heard_of());
+        if !held && !is_retry && (waiting >= self.rules.max_queued || is_late) {
             return Entry::Refused(Shed::Busy { retry_after: wait });
         }
         let (ticket, reply) = state.room.enter(weight, ask.tried, is_retry);
@@ -256,6 +259,35 @@ mod tests {
         }
         let warm = picked(now + Duration::from_secs(10));
         assert!(Arc::ptr_eq(warm.worker(), &workers[1]));
+    }
+
+    #[test]
+    fn those_who_wait_for_a_worker_that_was_not_heard_of_yet_are_not_sent_away() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let slow = worker(1, start);
+        offer(&pool, std::slice::from_ref(&slow), start);
+        let Entry::Now(mut answer) = pool.enter(ask(), start) else {
+            panic!("there is room");
+        };
+        answer.answered(well(), start);
+        // Requests take ten minutes here; nobody waits longer than one.
+        answer.release_at(start + Duration::from_secs(600));
+        drop(answer);
+        let new = worker(2, start);
+        let offered = [(Arc::clone(&new), None)];
+        pool.set_members(&offered, None, 1, start);
+        let first = pool.enter(ask(), start);
+        assert!(matches!(first, Entry::Now(_)), "{first:?}");
+        let second = pool.enter(ask(), start);
+        let Entry::Wait(mut second) = second else {
+            panic!("it may have room: {second:?}");
+        };
+        assert!(second.try_slot().is_none());
+        pool.probed(&new, Some("silent".to_owned()), start);
+        assert!(second.try_slot().is_none());
+        pool.probed(&new, None, start);
+        assert!(second.try_slot().is_some());
     }
 
     #[test]

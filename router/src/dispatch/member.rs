@@ -36,6 +36,7 @@ pub(crate) struct Worker {
     born: Instant,
     heard: AtomicU64,
     down: AtomicBool,
+    known: AtomicBool,
 }
 
 /// How much longer than its slots a worker's queue may be, as a divisor of the
@@ -58,8 +59,6 @@ pub(crate) struct Member {
     pub(crate) unanswered_since: Option<Instant>,
     /// Its last report.
     pub(crate) reported: Option<Reported>,
-    /// Whether it was asked for one and the question is over.
-    pub(crate) asked: bool,
     /// How it does.
     pub(crate) health: Health,
     /// When it came.
@@ -84,6 +83,7 @@ impl Worker {
             born: now,
             heard: AtomicU64::new(0),
             down: AtomicBool::new(false),
+            known: AtomicBool::new(false),
         }
     }
 
@@ -103,6 +103,11 @@ impl Worker {
         self.down.load(Ordering::Relaxed)
     }
 
+    /// Notes that it answered a probe, whatever it said, and tells whether that was the first time.
+    pub(crate) fn answered_probe(&self) -> bool {
+        !self.known.swap(true, Ordering::Relaxed)
+    }
+
     /// Notes what the probes found.
     pub(crate) fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Relaxed);
@@ -118,7 +123,6 @@ impl Member {
             unanswered: 0,
             unanswered_since: None,
             reported: None,
-            asked: false,
             health: Health::default(),
             joined: now,
             renewed: None,
@@ -224,11 +228,16 @@ impl Member {
     /// for it, as for the first worker of a model that slept, would all reach it together,
     /// in no order and without a thought for the next worker.
     pub(crate) fn room(&self, default_slots: u32) -> u64 {
-        if self.reported.is_none() && !self.asked {
+        if !self.is_heard_of() {
             return 1;
         }
         let slots = self.slots(default_slots);
         u64::from(slots) + u64::from((slots / HEADROOM).max(1))
+    }
+
+    /// Whether it reported its load, or answered without a report.
+    pub(crate) fn is_heard_of(&self) -> bool {
+        self.reported.is_some() || self.worker.known.load(Ordering::Relaxed)
     }
 
     /// How much of its full share it gets: rising while its caches are cold.
@@ -283,7 +292,7 @@ mod tests {
         let start = shell::clock::now();
         let mut member = Member::new(worker(1, start), start);
         assert_eq!(member.room(64), 1);
-        member.asked = true;
+        assert!(member.worker.answered_probe());
         assert_eq!(member.room(64), 64 + 64 / u64::from(HEADROOM));
         member.take_report(load(0, 1, 7), Own::default(), start);
         assert_eq!(member.room(64), 2);

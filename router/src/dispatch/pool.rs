@@ -189,11 +189,12 @@ impl Pool {
         failure: Option<String>,
         now: Instant,
     ) {
+        // It may answer before it is a member.
+        let first = failure.is_none() && worker.answered_probe();
         let mut state = self.lock();
         let Some(member) = state.member(worker) else {
             return;
         };
-        let first = !std::mem::replace(&mut member.asked, true);
         let changed = member.health.probed(failure.is_none(), now);
         let down = member.health.standing(now) == Standing::Down;
         worker.set_down(down);
