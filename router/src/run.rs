@@ -281,7 +281,8 @@ async fn follow(mut table: watch::Receiver<Table>, fleet: Arc<Fleet>, known: Con
             known.set(true);
         }
         if table.changed().await.is_err() {
-            return;
+            // Nothing more will come, and what is known stays known.
+            return std::future::pending().await;
         }
     }
 }

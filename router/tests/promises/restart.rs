@@ -19,6 +19,8 @@ async fn a_rolling_restart_breaks_no_stream() {
     let old = Process::start(router(&[&worker]).with("--settle=2")).await;
     let streams = join_all((0..20).map(|_| begin(old.address, long()))).await;
     let new = Process::start(router(&[&worker])).await;
+    let ready = ask(old.admin_address, request("GET", "/readyz", "")).await;
+    assert_eq!((ready.status.as_u16(), ready.text()), (200, "ok\n"));
     old.terminate().await;
     eventually("the old one is not ready", async || {
         ask(old.admin_address, request("GET", "/readyz", ""))
