@@ -2,10 +2,10 @@
 
 .PHONY: bench-model bench-operator bench-job help demo demo-down demo-model bench-train deps test lint format generate images cluster-up cluster-down kubectl load bench-router bench-worker
 
-local = cargo run --quiet --locked --package tests --bin cluster --
+local = cargo run --quiet --locked --package tests --bin cluster -- $(if $(CLUSTER_NAME),--name=$(CLUSTER_NAME))
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | column -t -s '	'
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: ## From nothing to a streamed answer about an image; CLUSTER=current for your own cluster
 	@hack/demo
@@ -35,7 +35,8 @@ generate: ## Write the CRDs and their reference page again
 images: ## Build the images into target/images
 	@hack/images
 
-cluster-up: ## Start a local Kubernetes that stays; ARGS=--fake-nodes=N for nodes without containers
+cluster-up: ## Start a local Kubernetes that stays; ARGS=--fake-nodes=N for nodes without containers, CLUSTER_NAME=… for a second one
+	@cargo build --locked --package tests --bin cluster
 	@$(local) up $(or $(ARGS),--real-node)
 
 cluster-down: ## End it, and clear up after clusters whose owner is dead

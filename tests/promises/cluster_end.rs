@@ -38,10 +38,10 @@ async fn nothing_is_left_of_a_cluster_with_running_pods() -> anyhow::Result<()> 
 #[tokio::test]
 async fn nothing_is_left_of_a_cluster_that_stayed_until_it_was_taken_down() -> anyhow::Result<()> {
     let kept = Wish {
-        kept: true,
+        kept: Some(format!("test-{}", std::process::id())),
         ..Wish::default()
     };
-    let mut supervisor = supervisor_command(kept).spawn()?;
+    let mut supervisor = supervisor_command(&kept).spawn()?;
     let stdout = supervisor.stdout.take().expect("its output");
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;

@@ -1,7 +1,7 @@
 //! Real containers: names, Services, volumes out of images, GPUs as a resource,
 //! and policies that keep Pods apart.
 
-use std::time::Duration;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::{
@@ -147,7 +147,7 @@ async fn a_pod_answers_through_the_name_of_its_service() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn an_image_is_mounted_as_a_volume() -> anyhow::Result<()> {
+async fn an_image_and_a_folder_of_the_node_are_mounted_as_volumes() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
     let mut pod = probe("reader", &["list", "/model"]);
     pod["spec"]["volumes"] = json!([{
@@ -156,10 +156,33 @@ async fn an_image_is_mounted_as_a_volume() -> anyhow::Result<()> {
     }]);
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "model", "mountPath": "/model", "readOnly": true}]);
-    scene.create(pod).await?;
+    scene.create(pod.clone()).await?;
     assert_eq!(
         scene.outcome("reader").await?,
         ("Succeeded".into(), "coredns\n".into())
+    );
+
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    std::fs::write(folder.path().join("weights"), "")?;
+    // The restricted standard takes no hostPath.
+    scene
+        .cluster
+        .kubectl(&["create", "namespace", "open"])
+        .await?;
+    let scene = Scene {
+        pods: Api::namespaced(scene.cluster.client(), "open"),
+        ..scene
+    };
+    pod["spec"]["volumes"] =
+        json!([{"name": "model", "hostPath": {"path": folder.path(), "type": "Directory"}}]);
+    wait_for("the namespace's account", SOON, async || {
+        scene.create(pod.clone()).await.ok()
+    })
+    .await?;
+    assert_eq!(
+        scene.outcome("reader").await?,
+        ("Succeeded".into(), "weights\n".into())
     );
     Ok(())
 }

@@ -10,8 +10,16 @@ use tests::install::{Installed, NAMESPACE, llava_shapes, loaded_cluster, root};
 use tokio::process::Command;
 
 /// In this order: the last one leaves the router asking for keys.
-const TASKS: [&str; 7] = [
-    "ask", "scale", "update", "models", "monitor", "expose", "secure",
+const TASKS: [&str; 9] = [
+    "tasks/ask",
+    "tasks/scale",
+    "tasks/update",
+    "tasks/models",
+    "troubleshooting",
+    "security",
+    "tasks/monitor",
+    "tasks/expose",
+    "tasks/secure",
 ];
 
 /// Pages about the system itself, with the headings that are followed.
@@ -48,7 +56,7 @@ async fn commands_of_the_tasks_run() -> anyhow::Result<()> {
     llava.cluster().kubectl(&context).await?;
     let reader = Reader::of(llava.cluster()).await?;
     for page in TASKS {
-        reader.follow(&format!("docs/tasks/{page}.md"), &[]).await?;
+        reader.follow(&format!("docs/{page}.md"), &[]).await?;
     }
     Ok(())
 }

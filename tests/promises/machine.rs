@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use tests::cluster::{Cluster, Endpoint, Place, Process, places, run};
 use tokio::process::Command;
 
@@ -28,16 +29,32 @@ impl Traces {
     pub(crate) fn at(endpoint: &Endpoint) -> anyhow::Result<Self> {
         let mut taken = places().into_iter();
         let place = taken.find(|place| place.folder() == endpoint.folder);
+        let holder = Process::of(endpoint.holder);
+        Self::in_place(place.context("no place")?, holder.context("no holder")?)
+    }
+
+    /// The same for a cluster that somebody keeps under this name.
+    pub(crate) fn of_kept(name: &str) -> anyhow::Result<Self> {
+        let owned = places()
+            .into_iter()
+            .filter_map(|place| Some((place.owner()?, place)));
+        let found = owned
+            .filter(|(owner, _)| owner.kept.as_deref() == Some(name))
+            .find_map(|(owner, place)| Some((place, owner.holder?)));
+        let (place, holder) = found.context("no place")?;
+        Self::in_place(place, holder)
+    }
+
+    fn in_place(place: Place, holder: Process) -> anyhow::Result<Self> {
         let namespaces = ["pid", "uts"].map(|kind| {
-            let path = format!("/proc/{}/ns/{kind}", endpoint.holder);
+            let path = format!("/proc/{}/ns/{kind}", holder.pid());
             Ok((File::open(&path)?, fs::read_link(path)?))
         });
-        let traces = Self {
-            place: place.ok_or_else(|| anyhow::anyhow!("no place"))?,
-            holder: Process::of(endpoint.holder).ok_or_else(|| anyhow::anyhow!("no holder"))?,
+        Ok(Self {
+            place,
+            holder,
             namespaces: namespaces.into_iter().collect::<std::io::Result<_>>()?,
-        };
-        Ok(traces)
+        })
     }
 
     /// Who supervises the cluster.

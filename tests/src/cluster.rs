@@ -317,7 +317,7 @@ struct Link {
 
 impl Link {
     fn start(wish: Wish) -> Result<Self, Error> {
-        let mut child = supervisor_command(wish)
+        let mut child = supervisor_command(&wish)
             .stdin(Stdio::piped())
             .spawn()
             .map_err(|source| Error::Start {
@@ -367,12 +367,12 @@ impl Drop for Link {
 /// The command that starts a supervisor. It stands in a process group of its
 /// own, so that what kills a test's group leaves it alive to clear up.
 #[must_use]
-pub fn supervisor_command(wish: Wish) -> std::process::Command {
+pub fn supervisor_command(wish: &Wish) -> std::process::Command {
     let mut command = std::process::Command::new(supervisor_path());
     command.arg("serve");
     command.arg(format!("--fake-nodes={}", wish.fake_nodes));
     command.args(wish.real_node.then_some("--real-node"));
-    command.args(wish.kept.then_some("--kept"));
+    command.args(wish.kept.as_deref().map(|name| format!("--kept={name}")));
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

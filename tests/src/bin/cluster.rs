@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     process::ExitCode,
+    time::Instant,
 };
 
 use anyhow::{Context, bail};
@@ -19,6 +20,9 @@ use tokio::{
 /// A real Kubernetes on this machine.
 #[derive(Debug, Parser)]
 struct Arguments {
+    /// Which of the clusters that stay.
+    #[arg(long, default_value = "local", global = true)]
+    name: String,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -27,17 +31,17 @@ struct Arguments {
 enum Verb {
     /// Start a cluster that stays, and print what runs where.
     Up(Size),
-    /// End the cluster that stays, and clear up after dead ones.
+    /// End it, and clear up after dead ones.
     Down,
-    /// Run kubectl on the cluster that stays.
+    /// Run kubectl on it.
     Kubectl {
         /// Its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-    /// Print the path of the kubeconfig of the cluster that stays.
+    /// Print the path of its kubeconfig.
     Kubeconfig,
-    /// Load an image archive into the cluster that stays.
+    /// Load image archives into its node.
     Load {
         /// The archives.
         archives: Vec<std::path::PathBuf>,
@@ -47,9 +51,9 @@ enum Verb {
     Serve {
         #[command(flatten)]
         size: Size,
-        /// Run until a signal instead.
+        /// Run until a signal instead, under this name.
         #[arg(long)]
-        kept: bool,
+        kept: Option<String>,
     },
 }
 
@@ -64,7 +68,7 @@ struct Size {
 }
 
 impl Size {
-    fn wish(self, kept: bool) -> Wish {
+    fn wish(self, kept: Option<String>) -> Wish {
         Wish {
             fake_nodes: self.fake_nodes,
             real_node: self.real_node,
@@ -77,41 +81,48 @@ impl Size {
 // them, and this one lives as long as the process.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().verb {
-        Verb::Up(size) => up(size).await?,
-        Verb::Down => down().await?,
-        Verb::Kubectl { words } => return kubectl(&words).await,
-        Verb::Kubeconfig => println!("{}", kubeconfig(&the_kept()?).display()),
-        Verb::Load { archives } => load(&archives).await?,
+    let Arguments { name, verb } = Arguments::parse();
+    match verb {
+        Verb::Up(size) => up(name, size).await?,
+        Verb::Down => down(&name).await?,
+        Verb::Kubectl { words } => return kubectl(&the_kept(&name)?, &words).await,
+        Verb::Kubeconfig => println!("{}", kubeconfig(&the_kept(&name)?).display()),
+        Verb::Load { archives } => load(&the_kept(&name)?, &archives).await?,
         // Its reader of standard input may still sit in a read.
         Verb::Serve { size, kept } => std::process::exit(serve(size.wish(kept)).await),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn kept() -> Option<Place> {
+fn kept(name: &str) -> Option<Place> {
     places().into_iter().find(|place| {
-        let owner = place.owner();
-        owner.is_some_and(|owner| owner.kept && owner.supervisor.is_alive())
+        place
+            .owner()
+            .is_some_and(|owner| owner.kept.as_deref() == Some(name) && owner.supervisor.is_alive())
     })
 }
 
-fn the_kept() -> anyhow::Result<Place> {
-    kept().context("no cluster is up: start one with `make cluster-up`")
+fn the_kept(name: &str) -> anyhow::Result<Place> {
+    kept(name).with_context(|| {
+        format!("no cluster `{name}` is up: start it with `make cluster-up CLUSTER_NAME={name}`")
+    })
 }
 
 fn kubeconfig(place: &Place) -> std::path::PathBuf {
     place.folder().join("admin.kubeconfig")
 }
 
-async fn up(size: Size) -> anyhow::Result<()> {
-    if let Some(place) = kept() {
+async fn up(name: String, size: Size) -> anyhow::Result<()> {
+    if let Some(place) = kept(&name) {
         bail!(
-            "a cluster is up in {}: end it with `make cluster-down`",
+            "cluster `{name}` is up in {}: end it with `make cluster-down CLUSTER_NAME={name}`, or give another CLUSTER_NAME",
             place.folder().display()
         );
     }
-    let mut child = supervisor_command(size.wish(true))
+    let wish = size.wish(Some(name.clone()));
+    Parts::build_visibly(&wish.levels()).await?;
+    let began = Instant::now();
+    let mut child = supervisor_command(&wish)
         .spawn()
         .context("start the supervisor")?;
     let mut line = String::new();
@@ -120,14 +131,17 @@ async fn up(size: Size) -> anyhow::Result<()> {
         .read_line(&mut line)
         .context("read from the supervisor")?;
     match serde_json::from_str(&line).context("the supervisor ended without a word")? {
-        Report::Ready(endpoint) => print(&endpoint),
+        Report::Ready(endpoint) => {
+            print(&endpoint, &name);
+            println!("\nstarted in {:.1} s", began.elapsed().as_secs_f64());
+        }
         Report::Done => {}
         Report::Failed(why) => bail!(why),
     }
     Ok(())
 }
 
-fn print(endpoint: &Endpoint) {
+fn print(endpoint: &Endpoint, name: &str) {
     println!("API server   https://{}:6443", endpoint.node);
     println!("kubeconfig   {}", endpoint.kubeconfig.display());
     println!("logs         {}/logs", endpoint.folder.display());
@@ -142,11 +156,15 @@ fn print(endpoint: &Endpoint) {
     for (program, pid) in &endpoint.programs {
         println!("{program:<24} process {pid}");
     }
-    println!("\nmake kubectl ARGS='get nodes'     make cluster-down");
+    let name = match name {
+        "local" => String::new(),
+        name => format!(" CLUSTER_NAME={name}"),
+    };
+    println!("\nmake kubectl{name} ARGS='get nodes'     make cluster-down{name}");
 }
 
-async fn down() -> anyhow::Result<()> {
-    if let Some(place) = kept() {
+async fn down(name: &str) -> anyhow::Result<()> {
+    if let Some(place) = kept(name) {
         let supervisor = place.owner().context("its owner is unknown")?.supervisor;
         let mut kill = tokio::process::Command::new("kill");
         cluster::run(kill.arg(supervisor.pid().to_string())).await?;
@@ -160,11 +178,10 @@ async fn down() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn kubectl(words: &[String]) -> anyhow::Result<ExitCode> {
-    let place = the_kept()?;
+async fn kubectl(place: &Place, words: &[String]) -> anyhow::Result<ExitCode> {
     let parts = Parts::of(&["control-plane"]).await?;
     let status = tokio::process::Command::new(parts.path("kubectl"))
-        .env("KUBECONFIG", kubeconfig(&place))
+        .env("KUBECONFIG", kubeconfig(place))
         // What another cluster at this address could do must not be remembered.
         .env("KUBECACHEDIR", place.folder().join("kubectl-cache"))
         .args(words)
@@ -175,8 +192,8 @@ async fn kubectl(words: &[String]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-async fn load(archives: &[std::path::PathBuf]) -> anyhow::Result<()> {
-    let owner = the_kept()?.owner().context("its owner is unknown")?;
+async fn load(place: &Place, archives: &[std::path::PathBuf]) -> anyhow::Result<()> {
+    let owner = place.owner().context("its owner is unknown")?;
     let holder = owner.holder.context("it has not started")?.pid();
     let parts = Parts::of(&["real-node"]).await?;
     for archive in archives {
@@ -189,7 +206,7 @@ async fn load(archives: &[std::path::PathBuf]) -> anyhow::Result<()> {
 
 /// Runs a cluster to its end and returns the exit status.
 async fn serve(wish: Wish) -> i32 {
-    let mut requests = requests(wish.kept);
+    let mut requests = requests(wish.kept.is_some());
     let mut supervisor = match Supervisor::new(wish).await {
         Ok(supervisor) => supervisor,
         Err(error) => {

@@ -82,7 +82,7 @@ pub async fn wait_for<T>(
         })
 }
 
-fn display(command: &Command) -> String {
+pub(super) fn display(command: &Command) -> String {
     let command = command.as_std();
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(command.get_args().map(|word| word.to_string_lossy()));

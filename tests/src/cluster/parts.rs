@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 use tokio::process::Command;
@@ -25,11 +26,38 @@ impl Parts {
     /// # Errors
     /// When a part cannot be built.
     pub async fn of(levels: &[&str]) -> Result<Self, Error> {
-        let build = Path::new(SOURCES).join("build");
-        let printed = command::run(Command::new(build).args(levels)).await?;
+        let printed = command::run(&mut Self::build(levels)).await?;
         Ok(Self {
             folders: printed.trim().split(':').map(PathBuf::from).collect(),
         })
+    }
+
+    /// Builds what is missing, and tells of it on standard error as it goes.
+    ///
+    /// # Errors
+    /// When a part cannot be built.
+    pub async fn build_visibly(levels: &[&str]) -> Result<(), Error> {
+        let mut build = Self::build(levels);
+        let line = command::display(&build);
+        let status = build.stdout(Stdio::null()).status().await;
+        let status = status.map_err(|source| Error::Start {
+            command: line.clone(),
+            source,
+        })?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Command {
+            command: line,
+            status,
+            output: "what it said is above".into(),
+        })
+    }
+
+    fn build(levels: &[&str]) -> Command {
+        let mut build = Command::new(Path::new(SOURCES).join("build"));
+        build.args(levels);
+        build
     }
 
     /// What a `PATH` needs so that programs find their helpers.

@@ -76,15 +76,15 @@ impl Process {
 }
 
 /// Who holds a place.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Owner {
     /// The process that started the cluster and ends it.
     pub supervisor: Process,
     /// The first process in the cluster's namespaces: its end is theirs.
     pub holder: Option<Process>,
-    /// Whether the cluster stays until `cluster down`, rather than until its
-    /// supervisor's standard input closes.
-    pub kept: bool,
+    /// The name of a cluster that stays until `cluster down`; one without ends when
+    /// its supervisor's standard input closes.
+    pub kept: Option<String>,
 }
 
 /// A place that is taken.
@@ -99,7 +99,7 @@ impl Place {
     ///
     /// # Errors
     /// When no place is free or the folders cannot be written.
-    pub async fn claim(kept: bool) -> Result<(Self, Owner), Error> {
+    pub async fn claim(kept: Option<String>) -> Result<(Self, Owner), Error> {
         let _lock = Lock::take()?;
         sweep().await;
         let pid = std::process::id();
@@ -198,7 +198,10 @@ pub fn all() -> Vec<Place> {
 async fn sweep() {
     for place in all() {
         let owner = place.owner();
-        if owner.is_some_and(|owner| owner.supervisor.is_alive()) {
+        if owner
+            .as_ref()
+            .is_some_and(|owner| owner.supervisor.is_alive())
+        {
             continue;
         }
         if let Err(error) = place.clear(owner.and_then(|owner| owner.holder)).await {
@@ -279,7 +282,7 @@ mod tests {
         let owner = Owner {
             supervisor: Process::of(std::process::id()).expect("this process"),
             holder: None,
-            kept: false,
+            kept: None,
         };
         place.note(&owner).expect("a note");
         assert_eq!(

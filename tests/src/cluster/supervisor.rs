@@ -29,18 +29,20 @@ use super::{
 const STEP: Duration = Duration::from_secs(120);
 
 /// What a cluster is to have.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// How many nodes without containers.
     pub fake_nodes: u16,
     /// Whether to have the node with real containers.
     pub real_node: bool,
-    /// Whether it stays until `cluster down`.
-    pub kept: bool,
+    /// The name under which it stays until `cluster down`.
+    pub kept: Option<String>,
 }
 
 impl Wish {
-    fn levels(self) -> Vec<&'static str> {
+    /// The levels of `tests/cluster/build` that it takes.
+    #[must_use]
+    pub fn levels(&self) -> Vec<&'static str> {
         let mut levels = vec!["control-plane"];
         levels.extend((self.fake_nodes > 0).then_some("fake-nodes"));
         levels.extend(self.real_node.then_some("real-node"));
@@ -81,7 +83,7 @@ impl Supervisor {
     /// When the parts cannot be built or no place is free.
     pub async fn new(wish: Wish) -> Result<Self, Error> {
         let parts = Parts::of(&wish.levels()).await?;
-        let (place, owner) = Place::claim(wish.kept).await?;
+        let (place, owner) = Place::claim(wish.kept.clone()).await?;
         Ok(Self {
             wish,
             parts,
