@@ -1,7 +1,7 @@
 //! What people do with a cluster by hand: bring one up that stays, ask it, give it
 //! an image, run that, and take it down.
 
-use tests::cluster::{REAL_NODE, run};
+use tests::cluster::{Place, Process, REAL_NODE, places, run};
 use tests::install::images;
 use tokio::process::Command;
 
@@ -11,9 +11,26 @@ use crate::machine::{Settings, Traces};
 struct Kept(String);
 
 impl Kept {
+    /// With a name of its own. What an earlier run left up when it was killed goes.
+    async fn new() -> anyhow::Result<Self> {
+        const STEM: &str = "verbs-";
+        for owner in places().iter().filter_map(Place::owner) {
+            let Some(name) = owner.kept.filter(|name| name.starts_with(STEM)) else {
+                continue;
+            };
+            let process = name[STEM.len()..].parse().ok();
+            if process.and_then(Process::of).is_none() {
+                Self(name).verb(&["down"]).await?;
+            }
+        }
+        Ok(Self(format!("{STEM}{}", std::process::id())))
+    }
+
     async fn verb(&self, words: &[&str]) -> anyhow::Result<String> {
         let mut cluster = Command::new(env!("CARGO_BIN_EXE_cluster"));
         cluster.args(["--name", &self.0]).args(words);
+        // What a person sees is the message.
+        cluster.env("RUST_BACKTRACE", "0");
         Ok(run(&mut cluster).await?)
     }
 
@@ -34,7 +51,7 @@ impl Drop for Kept {
 #[tokio::test]
 async fn a_cluster_is_brought_up_used_and_taken_down_by_hand() -> anyhow::Result<()> {
     let before = Settings::now().await?;
-    let kept = Kept(format!("verbs-{}", std::process::id()));
+    let kept = Kept::new().await?;
     let refused = kept.kubectl("get nodes").await.unwrap_err().to_string();
     assert!(refused.contains("make cluster-up"), "{refused}");
 

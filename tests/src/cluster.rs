@@ -62,7 +62,7 @@ pub enum Report {
 }
 
 /// What a cluster is to have; awaiting it starts the cluster.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "a cluster starts when this is awaited"]
 pub struct Builder {
     wish: Wish,
@@ -112,7 +112,7 @@ impl Cluster {
     async fn start(wish: Wish) -> Result<Self, Error> {
         let parts =
             Parts::of(&["control-plane", "real-node"][..1 + usize::from(wish.real_node)]).await?;
-        let mut link = Link::start(wish)?;
+        let mut link = Link::start(&wish)?;
         let endpoint = match link.answer().await? {
             Report::Ready(endpoint) => endpoint,
             Report::Done => return Err(Error::Supervisor("it is not ready".into())),
@@ -316,8 +316,8 @@ struct Link {
 }
 
 impl Link {
-    fn start(wish: Wish) -> Result<Self, Error> {
-        let mut child = supervisor_command(&wish)
+    fn start(wish: &Wish) -> Result<Self, Error> {
+        let mut child = supervisor_command(wish)
             .stdin(Stdio::piped())
             .spawn()
             .map_err(|source| Error::Start {

@@ -4,7 +4,6 @@
 use std::{
     io::{BufRead, BufReader, Write},
     process::ExitCode,
-    time::Instant,
 };
 
 use anyhow::{Context, bail};
@@ -121,8 +120,10 @@ async fn up(name: String, size: Size) -> anyhow::Result<()> {
     }
     let wish = size.wish(Some(name.clone()));
     Parts::build_visibly(&wish.levels()).await?;
-    let began = Instant::now();
+    let began = shell::clock::now();
+    // It outlives this process: whoever reads what this prints must see its end.
     let mut child = supervisor_command(&wish)
+        .stderr(std::process::Stdio::null())
         .spawn()
         .context("start the supervisor")?;
     let mut line = String::new();
