@@ -60,6 +60,13 @@ impl Program {
         }
     }
 
+    /// What it finds in its environment. Collecting garbage later spares a fifth of
+    /// the processor time of a start, for 150 MiB. The controllers stay as they are
+    /// shipped: benchmarks measure beside them.
+    pub(super) fn environment(self) -> Option<(&'static str, &'static str)> {
+        (self != Self::ControllerManager).then_some(("GOGC", "400"))
+    }
+
     /// Its command line in a place. `/run` and `/var/lib` are the cluster's own
     /// and go with it, so all that is big lies there.
     pub(super) fn arguments(self, place: &Place, parts: &Parts) -> Vec<String> {

@@ -236,6 +236,7 @@ impl Supervisor {
         command
             .args(&words[1..])
             .env("PATH", self.parts.search_path())
+            .envs(program.environment())
             .stdin(std::process::Stdio::null())
             .stdout(log)
             .stderr(errors)
