@@ -83,6 +83,10 @@ pub struct Limits {
     #[arg(long, default_value = "32MiB", value_parser = bytes, value_name = "BYTES")]
     pub max_body: u64,
 
+    /// Least bytes per second that a request's body brings, by what comes in each --body-timeout; 0 asks for any byte
+    #[arg(long, default_value = "1KiB", value_parser = bytes, value_name = "BYTES")]
+    pub min_body_rate: u64,
+
     /// Largest sum of request bodies held at once
     #[arg(long, default_value = "512MiB", value_parser = bytes, value_name = "BYTES")]
     pub max_buffered: u64,
@@ -111,7 +115,7 @@ pub struct Timeouts {
     #[arg(long, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
     pub header_timeout: Duration,
 
-    /// Between two pieces of a request's body
+    /// For a part of a request's body to come: as much as --min-body-rate asks for in this time
     #[arg(long, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
     pub body_timeout: Duration,
 

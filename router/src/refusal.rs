@@ -122,7 +122,7 @@ impl Refusal {
                 ErrorKind::ServiceUnavailableError,
                 "buffers_full",
             ),
-            IntakeError::Stalled { .. } | IntakeError::Slow { .. } => (
+            IntakeError::Late(_) => (
                 StatusCode::REQUEST_TIMEOUT,
                 ErrorKind::InvalidRequestError,
                 "body_timeout",

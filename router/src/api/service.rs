@@ -25,7 +25,8 @@ use crate::proxy::headers;
 use crate::proxy::held::{Held, Work};
 use crate::refusal::Refusal;
 use crate::request::facts::Facts;
-use crate::request::intake::{Budget, IntakeError, Patience, Payload, take_in};
+use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::request::patience::Patience;
 use crate::server::Api;
 use crate::trace::Tracing;
 
@@ -242,6 +243,7 @@ impl Gate {
     fn patience(&self, total: Duration, since: Instant) -> Patience {
         Patience {
             stall: self.timeouts.body_timeout,
+            rate: self.limits.min_body_rate,
             total,
             since,
         }

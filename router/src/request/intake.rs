@@ -2,17 +2,17 @@
 //! limit of all, read by the fact reader as it arrives, kept as it came so that
 //! a retry can send the same bytes.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http_body::{Body as _, Frame};
-use http_body_util::BodyExt as _;
+use http_body::Body as _;
 use hyper::body::Incoming;
 
 use crate::request::facts::{FactReader, Facts};
+use crate::request::patience::{Late, Patience, Waiting};
 use crate::request::scan::Malformed;
 
 /// Smaller pieces are copied together, so that a body sent byte by byte does not
@@ -34,17 +34,6 @@ pub(crate) struct Budget {
 struct Share {
     budget: Arc<Budget>,
     bytes: u64,
-}
-
-/// How long a body may take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// Between two pieces.
-    pub(crate) stall: Duration,
-    /// For all of it: pieces that keep coming, one byte each, are no excuse.
-    pub(crate) total: Duration,
-    /// From when the total counts.
-    pub(crate) since: Instant,
 }
 
 /// A whole request body. Clones share the bytes, and the last one frees them.
@@ -70,18 +59,9 @@ pub(crate) enum IntakeError {
     /// All bodies together would be larger than they may be.
     #[error("the router holds as many request bytes as it may")]
     BuffersFull,
-    /// Nothing came for too long.
-    #[error("no part of the body arrived for {} s", .after.as_secs_f32())]
-    Stalled {
-        /// The limit.
-        after: Duration,
-    },
-    /// It was not there whole in time.
-    #[error("the body was not there whole after {} s", .after.as_secs_f32())]
-    Slow {
-        /// The limit.
-        after: Duration,
-    },
+    /// Too slow.
+    #[error(transparent)]
+    Late(#[from] Late),
     /// The client broke off.
     #[error("the body broke off")]
     Aborted,
@@ -122,19 +102,6 @@ impl Drop for Share {
     }
 }
 
-impl Patience {
-    /// The next frame of `body`, in time; `None` at its end.
-    async fn frame(&self, body: &mut Incoming) -> Result<Option<Frame<Bytes>>, IntakeError> {
-        let end = self.since + self.total;
-        let due = end.min(shell::clock::now() + self.stall);
-        match tokio::time::timeout_at(due.into(), body.frame()).await {
-            Ok(frame) => frame.transpose().map_err(|_| IntakeError::Aborted),
-            Err(_) if due == end => Err(IntakeError::Slow { after: self.total }),
-            Err(_) => Err(IntakeError::Stalled { after: self.stall }),
-        }
-    }
-}
-
 /// Takes `body` in, whole.
 pub(crate) async fn take_in(
     headers: &HeaderMap,
@@ -143,15 +110,16 @@ pub(crate) async fn take_in(
     max: u64,
     patience: Patience,
 ) -> Result<(Payload, Facts), IntakeError> {
+    let mut waiting = patience.begin(shell::clock::now());
     if body.size_hint().lower() > max {
         if !headers.contains_key(http::header::EXPECT) {
-            discard(&mut body, patience).await;
+            discard(&mut body, &mut waiting).await;
         }
         return Err(IntakeError::TooLarge { max });
     }
-    let read = read(&mut body, budget, max, patience).await;
+    let read = read(&mut body, budget, max, &mut waiting).await;
     if let Err(IntakeError::TooLarge { .. } | IntakeError::Malformed(_)) = &read {
-        discard(&mut body, patience).await;
+        discard(&mut body, &mut waiting).await;
     }
     let (payload, reader) = read?;
     Ok((payload, reader.finish()?))
@@ -162,7 +130,7 @@ async fn read(
     body: &mut Incoming,
     budget: &Arc<Budget>,
     max: u64,
-    patience: Patience,
+    waiting: &mut Waiting,
 ) -> Result<(Payload, FactReader), IntakeError> {
     let mut share = Share {
         budget: Arc::clone(budget),
@@ -171,10 +139,7 @@ async fn read(
     let mut pieces = Vec::new();
     let mut tail = BytesMut::new();
     let mut reader = FactReader::default();
-    while let Some(frame) = patience.frame(body).await? {
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
+    while let Some(data) = data(body, waiting).await? {
         if share.bytes + data.len() as u64 > max {
             return Err(IntakeError::TooLarge { max });
         }
@@ -204,11 +169,22 @@ fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
     }
 }
 
-async fn discard(body: &mut Incoming, patience: Patience) {
+/// The next piece of `body`, in time; `None` at its end.
+async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes>, IntakeError> {
+    let next = waiting.next(|cx| Pin::new(&mut *body).poll_frame(cx));
+    let Some(frame) = next.await? else {
+        return Ok(None);
+    };
+    let frame = frame.map_err(|_| IntakeError::Aborted)?;
+    let data = frame.into_data().unwrap_or_default();
+    waiting.came(data.len() as u64);
+    Ok(Some(data))
+}
+
+async fn discard(body: &mut Incoming, waiting: &mut Waiting) {
     let mut left = DISCARD;
-    while let Ok(Some(frame)) = patience.frame(body).await {
-        let size = frame.data_ref().map_or(0, Bytes::len) as u64;
-        match left.checked_sub(size) {
+    while let Ok(Some(data)) = data(body, waiting).await {
+        match left.checked_sub(data.len() as u64) {
             Some(rest) => left = rest,
             None => return,
         }

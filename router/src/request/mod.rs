@@ -3,4 +3,5 @@
 pub(crate) mod facts;
 pub(crate) mod image_size;
 pub(crate) mod intake;
+pub(crate) mod patience;
 pub(crate) mod scan;

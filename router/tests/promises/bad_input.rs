@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use llava_router::Router;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::support::client::{ask, body, chat, request};
 use crate::support::router::{in_flight, metric};
@@ -155,6 +158,29 @@ async fn a_slow_head_and_a_slow_body_are_cut_off_with_408() {
 }
 
 #[tokio::test]
+async fn a_body_that_drips_is_cut_off_long_before_its_request_is() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--body-timeout=0.5").start().await;
+    let mut dripping = Dripping::start(&router, 10_000, "{\"").await;
+    let mut answer = Vec::new();
+    soon("an answer", async {
+        // The connection ends with a reset, as more drips into it.
+        while let Ok(1..) = dripping.answer.read_buf(&mut answer).await {}
+    })
+    .await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+    let error: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(error["error"]["code"], "body_timeout");
+    // Half a second at 1 KiB a second.
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains("at least 512 are asked for"), "{message}");
+    let held = metric(&router, "llava_router_buffered_bytes", "").await;
+    assert_eq!((held, worker.hits()), (0.0, 0));
+}
+
+#[tokio::test]
 async fn a_body_that_drips_has_no_more_than_the_time_of_its_request() {
     let worker = FakeWorker::start().await;
     let router = router(&[&worker])
@@ -168,27 +194,42 @@ async fn a_body_that_drips_has_no_more_than_the_time_of_its_request() {
         (10_000, "]", 400),
         (33 << 20, "{", 413),
     ] {
+        let mut dripping = Dripping::start(&router, length, start).await;
+        let mut answer = [0; "HTTP/1.1 000".len()];
+        soon("an answer", dripping.answer.read_exact(&mut answer))
+            .await
+            .unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes());
+    }
+    let held = metric(&router, "llava_router_buffered_bytes", "").await;
+    assert_eq!((held, worker.hits()), (0.0, 0));
+}
+
+/// A request whose body goes on byte by byte, until this is dropped.
+struct Dripping {
+    answer: OwnedReadHalf,
+    _body: AbortOnDropHandle<()>,
+}
+
+impl Dripping {
+    async fn start(router: &Router, length: usize, start: &str) -> Self {
         let stream = TcpStream::connect(router.address).await.unwrap();
-        let (mut reading, mut writing) = stream.into_split();
+        let (answer, mut writing) = stream.into_split();
         let head = format!(
             "POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{start}"
         );
-        let dripping = tokio::spawn(async move {
+        let body = tokio::spawn(async move {
             writing.write_all(head.as_bytes()).await.unwrap();
             let mut beat = tokio::time::interval(Duration::from_millis(20));
             while writing.write_all(b" ").await.is_ok() {
                 beat.tick().await;
             }
         });
-        let mut answer = [0; "HTTP/1.1 000".len()];
-        soon("an answer", reading.read_exact(&mut answer))
-            .await
-            .unwrap();
-        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes());
-        dripping.abort();
+        Self {
+            answer,
+            _body: AbortOnDropHandle::new(body),
+        }
     }
-    let held = metric(&router, "llava_router_buffered_bytes", "").await;
-    assert_eq!((held, worker.hits()), (0.0, 0));
 }
 
 #[tokio::test]
