@@ -112,11 +112,15 @@ impl Cutter {
     }
 
     /// Takes the next bytes and returns the whole frames there are, if any.
-    pub(crate) fn pass(&mut self, data: Bytes) -> Option<Bytes> {
+    pub(crate) fn pass(&mut self, mut data: Bytes) -> Option<Bytes> {
         if self.framing == Framing::Opaque {
             return Some(data);
         }
-        if self.held.is_empty() && self.framing.last_end(&data) == Some(data.len()) {
+        if self.held.is_empty()
+            && let Some(end) = self.framing.last_end(&data)
+        {
+            self.held.extend_from_slice(&data.split_off(end));
+            self.torn = false;
             return Some(self.sent(data));
         }
         self.held.extend_from_slice(&data);

@@ -2,6 +2,7 @@
 //! relayed as they come.
 
 pub(crate) mod attempt;
+pub(crate) mod beat;
 pub(crate) mod body;
 pub(crate) mod cut;
 pub(crate) mod forward;

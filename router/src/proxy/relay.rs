@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 use crate::dispatch::health::Failure;
 use crate::dispatch::reservation::Reservation;
 use crate::metrics::meter::Phase;
+use crate::proxy::beat::Beat;
 use crate::proxy::cut::{Cutter, Framing};
 use crate::refusal::Refusal;
 use crate::trace::RequestSpan;
@@ -31,6 +32,9 @@ pub(crate) struct Relay {
     trail: Trail,
     heard: Instant,
     sent: Instant,
+    beat: Beat,
+    /// Whether the timer says when to look for the next piece, and nothing else.
+    rests: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -75,6 +79,8 @@ impl Relay {
             trail,
             heard: now,
             sent: now,
+            beat: Beat::new(now),
+            rests: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
         };
         relay.rearm();
@@ -89,6 +95,11 @@ impl Relay {
         if let Some(next) = self.next.take() {
             return Poll::Ready(Some(Ok(next)));
         }
+        if self.rests {
+            ready!(self.timer.as_mut().poll(cx));
+            self.rests = false;
+            self.rearm();
+        }
         loop {
             let Some(answer) = &mut self.answer else {
                 return Poll::Ready(self.cutter.rest().map(Ok));
@@ -97,13 +108,20 @@ impl Relay {
                 Poll::Ready(Some(Ok(data))) => {
                     let done = answer.is_done();
                     let now = self.note_arrival();
+                    let next_look = self.beat.next_look(data.len(), now);
                     if done {
                         self.end();
                     } else if now >= self.pace.deadline {
                         return self.out_of_time();
+                    } else if let Some(at) = next_look {
+                        self.rests = true;
+                        self.timer.as_mut().reset(at.into());
                     }
                     if let Some(whole) = self.cutter.pass(data) {
                         return Poll::Ready(Some(Ok(whole)));
+                    }
+                    if self.rests {
+                        return self.poll_data(cx);
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {

@@ -19,7 +19,7 @@ const IDLE: Duration = Duration::from_secs(3);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 256;
 /// One read of an answer.
-const READ: usize = 16 * 1024;
+const READ: usize = 64 * 1024;
 
 thread_local! {
     /// Where all reads of a thread land first. A buffer for each connection would be
