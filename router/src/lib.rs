@@ -20,6 +20,7 @@ mod run;
 mod server;
 mod table;
 mod trace;
+mod turn;
 mod untaken;
 mod upstream;
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::conn::Conn;
 use crate::proxy::body::Body;
+use crate::turn;
 use crate::untaken::{Watched, drive};
 
 /// Sent before a connection is closed whose request's head did not come in time.
@@ -169,14 +170,14 @@ async fn speak_http1<A: Api>(
         .serve_connection(conn, service);
     let mut ending = Ending::new(stop);
     // How long bytes may wait at all, the connection itself sees to.
-    let served = drive(None, |cx| {
+    let turn = turn::of_pieces(|cx| {
         let mut serving = Pin::new(&mut serving);
         if ending.begins(cx) {
             serving.as_mut().graceful_shutdown();
         }
         serving.poll(cx)
-    })
-    .await;
+    });
+    let served = drive(None, turn).await;
     if served.is_some_and(|served| served.is_err_and(|error| error.is_timeout())) {
         let parts = serving.into_parts();
         if !parts.read_buf.is_empty() {

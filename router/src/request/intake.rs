@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use crate::request::facts::{FactReader, Facts};
 use crate::request::patience::{Late, Patience, Waiting};
 use crate::request::scan::Malformed;
+use crate::turn;
 
 /// Smaller pieces are copied together, so that a body sent byte by byte does not
 /// cost a piece of bookkeeping each.
@@ -178,6 +179,9 @@ async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes
     let frame = frame.map_err(|_| IntakeError::Aborted)?;
     let data = frame.into_data().unwrap_or_default();
     waiting.came(data.len() as u64);
+    if !body.is_end_stream() {
+        turn::came();
+    }
     Ok(Some(data))
 }
 
