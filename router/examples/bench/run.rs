@@ -43,7 +43,8 @@ pub(crate) fn run(options: &Options) {
     let me = std::env::current_exe().unwrap().display().to_string();
     let at = |offset: u16| SocketAddr::from(([127, 0, 0, 1], options.port + offset));
     let workers: Vec<SocketAddr> = (0..WORKERS).map(at).collect();
-    let _running = start_workers(&me, &workers, "4096");
+    // Silent streams keep their slots for ten minutes: those of some rounds together.
+    let _running = start_workers(&me, &workers, "65536");
     let results = options.results.as_deref();
     let mut table = Table::read(results);
     let targets = targets(options, &me, &workers);
