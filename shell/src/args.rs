@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use crate::logs;
+use crate::{logs, panics};
 
 /// Flags for logs and the admin port; flatten them into a program's own.
 #[derive(Args, Clone, Debug)]
@@ -23,12 +23,14 @@ pub struct ShellArgs {
 }
 
 impl ShellArgs {
-    /// Chooses the TLS provider and starts logging: the first thing `main` does.
+    /// Chooses the TLS provider and starts logging, panics included: the first thing `main` does.
     ///
     /// # Errors
     /// When the log filter does not parse.
     pub fn start(&self) -> Result<(), logs::InvalidFilter> {
         crate::tls::install_provider();
-        logs::init(&self.log_filter, self.log_format)
+        logs::init(&self.log_filter, self.log_format)?;
+        panics::into_log();
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod args;
 pub mod clock;
 pub mod logs;
+pub mod panics;
 pub mod readiness;
 pub mod shutdown;
 pub mod tls;
