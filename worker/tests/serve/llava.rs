@@ -6,8 +6,8 @@ use crate::worker::Worker;
 
 const PROMPT: &str = "USER: Hi ASSISTANT:";
 
-/// The frames of an answer; `change` changes the body of a greedy request.
-async fn frames(worker: &Worker, change: Value) -> Vec<Value> {
+/// The bytes of an answer; `change` changes the body of a greedy request.
+async fn wire(worker: &Worker, change: Value) -> String {
     let mut body =
         json!({"model": "tiny", "prompt": PROMPT, "temperature": 0, "max_new_tokens": 40});
     for (field, value) in change.as_object().unwrap() {
@@ -18,7 +18,12 @@ async fn frames(worker: &Worker, change: Value) -> Vec<Value> {
         .body(body.to_string());
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200, "{body}");
-    let wire = response.text().await.unwrap();
+    response.text().await.unwrap()
+}
+
+/// The frames of an answer.
+async fn frames(worker: &Worker, change: Value) -> Vec<Value> {
+    let wire = wire(worker, change).await;
     let frames = wire
         .split_terminator('\0')
         .filter(|frame| !frame.is_empty());
@@ -38,6 +43,40 @@ async fn answer(worker: &Worker, change: Value) -> String {
         .strip_prefix(PROMPT)
         .unwrap()
         .to_owned()
+}
+
+#[tokio::test]
+async fn frames_are_byte_for_byte_what_llavas_clients_read() {
+    let worker = Worker::start(&[]).await;
+    let body = json!({"prompt": PROMPT, "temperature": 0, "max_tokens": 2});
+    let request = worker.post("/v1/completions").body(body.to_string());
+    let answer: Value = request.send().await.unwrap().json().await.unwrap();
+    let letters: Vec<char> = answer["choices"][0]["text"]
+        .as_str()
+        .unwrap()
+        .chars()
+        .collect();
+    let frame =
+        |text: &str, code: u8| format!("{{\"text\":{},\"error_code\":{code}}}\0", json!(text));
+    let said = |count: usize| PROMPT.to_owned() + &String::from_iter(&letters[..count]);
+    // Everything so far with every token, and once more at the end.
+    let answer = [1, 2, 2].map(|count| frame(&said(count), 0)).concat();
+    let full = frame(
+        "USER: Hi ASSISTANT:Exceeds max token length. Please start a new conversation, thanks.",
+        0,
+    );
+    let refused = frame(
+        "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.** \
+         (Number of images (1) does not match number of <image> tokens in prompt (0))",
+        1,
+    );
+    for (change, expected) in [
+        (json!({"max_new_tokens": 2}), answer),
+        (json!({"max_new_tokens": 0}), full),
+        (json!({"images": ["aGk="]}), refused),
+    ] {
+        assert_eq!(wire(&worker, change).await, expected);
+    }
 }
 
 #[tokio::test]
