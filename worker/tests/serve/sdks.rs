@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 
 use crate::worker::Worker;
 
-#[tokio::test]
-async fn the_sdk_openai_python_gets_everything_it_promises() {
+/// A Python that has OpenAI's package.
+fn python() -> Command {
     let sources = clients().join("python");
     let home = installed("openai-python", &sources, &["requirements.txt"], |home| {
         run(Command::new("python3").args(["-m", "venv"]).arg(home));
@@ -26,8 +26,25 @@ async fn the_sdk_openai_python_gets_everything_it_promises() {
             .args(pip)
             .arg(sources.join("requirements.txt")));
     });
-    let mut python = Command::new(home.join("bin/python"));
-    holds(python.arg(sources.join("matrix.py"))).await;
+    Command::new(home.join("bin/python"))
+}
+
+#[tokio::test]
+async fn the_sdk_openai_python_gets_everything_it_promises() {
+    holds(python().arg(clients().join("python/matrix.py"))).await;
+}
+
+#[tokio::test]
+async fn the_python_example_of_the_documentation_prints_an_answer() {
+    let worker = Worker::start(&[]).await;
+    let page = include_str!("../../../docs/api.md");
+    let example = page.split("```python\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    assert!(example.contains("http://localhost:8000/"), "{example}");
+    let here = format!("http://{}/", worker.api);
+    let example = example.replace("http://localhost:8000/", &here);
+    let printed = run(python().arg("-c").arg(example));
+    assert!(!printed.is_empty());
 }
 
 #[tokio::test]
@@ -51,7 +68,8 @@ async fn holds(matrix: &mut Command) {
     worker.at_rest().await;
 }
 
-fn run(command: &mut Command) {
+/// Runs it to its end; gives what it printed.
+fn run(command: &mut Command) -> Vec<u8> {
     let output = command.output();
     let output = output.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(
@@ -60,6 +78,7 @@ fn run(command: &mut Command) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    output.stdout
 }
 
 fn clients() -> PathBuf {
