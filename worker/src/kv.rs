@@ -4,7 +4,7 @@
 //! only as it fills, and can be given back; on other devices they are candle tensors.
 
 use crate::kernels::PANEL;
-use crate::kernels::attention::{self, HeadCache, Query};
+use crate::kernels::attention::{self, HeadCache, Query, SlotCache};
 use crate::ops::on_cpu;
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -65,8 +65,8 @@ pub(crate) struct Span {
 
 #[derive(Debug)]
 enum Store {
-    /// By slot: `[layers * kv_heads]`.
-    Panels(Vec<Vec<HeadCache>>),
+    /// By slot: heads `[layers * kv_heads]`.
+    Panels(Vec<SlotCache>),
     /// By layer.
     Tensors(Vec<LayerTensors>),
 }
@@ -88,7 +88,7 @@ pub(crate) struct KvView<'a> {
 #[derive(Debug)]
 enum Seen<'a> {
     /// The slots of the run's spans, in their order.
-    Panels(Vec<&'a mut [HeadCache]>),
+    Panels(Vec<&'a mut SlotCache>),
     /// All slots.
     Tensors(&'a [LayerTensors]),
 }
@@ -102,13 +102,8 @@ impl KvCache {
         dtype: DType,
     ) -> Result<Self> {
         let store = if device.is_cpu() {
-            let head = |_| {
-                let mut head = HeadCache::new(capacity, shape.head_dim);
-                // The allocator may have handed out what was used before.
-                head.give_back(0);
-                head
-            };
-            let slot = |_| (0..shape.layers * shape.kv_heads).map(head).collect();
+            let heads = shape.layers * shape.kv_heads;
+            let slot = |_| SlotCache::new(heads, capacity, shape.head_dim);
             Store::Panels((0..slots).map(slot).collect())
         } else {
             let layer = |_| LayerTensors::new(shape, slots, capacity, device, dtype);
@@ -155,9 +150,7 @@ impl KvCache {
         if let Store::Panels(slots) = &mut self.store
             && self.taken[slot] >= kept + PANEL
         {
-            for head in &mut slots[slot] {
-                head.give_back(kept);
-            }
+            slots[slot].give_back(kept);
             self.taken[slot] = kept;
         }
     }
@@ -186,9 +179,7 @@ impl KvCache {
         match &mut self.store {
             Store::Panels(slots) => {
                 if let Ok([from, to]) = slots.get_disjoint_mut([from, to]) {
-                    for (from, to) in from.iter().zip(to) {
-                        to.copy_prefix(from, tokens);
-                    }
+                    to.copy_prefix(from, tokens);
                 }
             }
             Store::Tensors(layers) => {
@@ -215,7 +206,7 @@ impl KvCache {
         let view = |seen| KvView { shape, seen };
         match &mut self.store {
             Store::Panels(slots) => {
-                let mut slots: Vec<_> = slots.iter_mut().map(|heads| Some(&mut **heads)).collect();
+                let mut slots: Vec<_> = slots.iter_mut().map(Some).collect();
                 runs.iter()
                     .map(|spans| {
                         let taken = spans.iter().filter_map(|span| slots[span.slot].take());
@@ -268,7 +259,7 @@ impl KvView<'_> {
                 let part = layer * shape.kv_heads..(layer + 1) * shape.kv_heads;
                 let mut heads: Vec<_> = slots
                     .iter_mut()
-                    .map(|heads| &mut heads[part.clone()])
+                    .map(|slot| slot.heads(part.clone()))
                     .collect();
                 on_cpu(qkv, &[count, shape.heads * shape.head_dim], |qkv, out| {
                     attention::attend_spans(&query, &mut heads, qkv, out);
@@ -410,6 +401,48 @@ mod tests {
                 let worst = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
                 let worst = worst.to_scalar::<f32>().unwrap();
                 assert!(worst < 1e-5, "window {window:?}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn positions_one_by_one_give_the_bits_of_a_chunk() {
+        for (heads, kv_heads, head_dim) in [(4, 4, 40), (6, 6, 32), (4, 2, 40)] {
+            for window in [None, Some(20)] {
+                let shape = KvShape {
+                    layers: 1,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    window,
+                };
+                let width = (heads + 2 * kv_heads) * head_dim;
+                let values: Vec<f32> = (0..70 * width).map(|i| (i as f32 * 1.7).sin()).collect();
+                let angle = |i: usize| (i as f32 * 0.37).sin();
+                let attended = |at_once: usize| {
+                    let mut cache = KvCache::new(&shape, 1, 96, &Device::Cpu, DType::F32).unwrap();
+                    let mut all = Vec::new();
+                    for start in (0..70).step_by(at_once) {
+                        let angles = start * head_dim / 2..(start + at_once) * head_dim / 2;
+                        let rows = Rows {
+                            spans: vec![Span {
+                                slot: 0,
+                                start,
+                                row: 0,
+                                count: at_once,
+                            }],
+                            cos: angles.clone().map(angle).collect(),
+                            sin: angles.map(|i| angle(i + 3)).collect(),
+                        };
+                        let part = values[start * width..(start + at_once) * width].to_vec();
+                        let qkv = Tensor::from_vec(part, (at_once, width), &Device::Cpu).unwrap();
+                        let mut views = cache.views(std::slice::from_ref(&rows.spans));
+                        let out = views[0].attend(0, &qkv, &rows).unwrap();
+                        all.extend(out.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                    }
+                    all
+                };
+                assert_eq!(attended(1), attended(70), "{heads} {kv_heads} {window:?}");
             }
         }
     }

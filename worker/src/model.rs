@@ -33,14 +33,13 @@ use crate::arch::projector::Projector;
 use crate::arch::tower::Tower;
 use crate::config::{Family, ModelConfig};
 use crate::input::{ImageFeatures, Piece};
-use crate::kernels::worth_sharing;
+use crate::kernels::{alone, worth_sharing};
 use crate::kv::{KvCache, KvShape, KvView, Rows, Span};
 use crate::matmul::Maker;
 use crate::pixels::PixelValues;
 use candle_core::{DType, Tensor};
 use images::TileRows;
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use runs::{Cost, split};
 
 /// What a loaded model is.
@@ -178,7 +177,7 @@ impl Model {
             .map(|run| from_row_zero(&spans[run]))
             .collect();
         // Handing small work to another thread would take longer than doing it.
-        let here = on_cpu && dealt.len() == 1 && self.is_for_one_thread(&spans);
+        let here = on_cpu && (dealt.len() > 1 || self.is_for_one_thread(&spans));
         let mut rest = batch;
         let runs: Vec<Run<'_>> = kv
             .views(&dealt)
@@ -190,17 +189,38 @@ impl Model {
                 Run { kv, parts, spans }
             })
             .collect();
-        let parts: Vec<Logits> = if here {
-            let each = runs.into_iter().map(|run| self.run(run));
-            each.collect::<Result<_, _>>()?
+        let parts: Result<Vec<Logits>, ForwardError> = if here {
+            self.run_beside(runs)
         } else {
-            self.threads.install(|| {
-                let each = runs.into_par_iter().map(|run| self.run(run));
-                each.collect::<Result<_, _>>()
-            })?
+            let each = runs.into_iter().map(|run| self.run(run));
+            self.threads.install(|| each.collect())
         };
+        let parts = parts?;
         kv.advance(&spans);
         Ok(Logits::joined(self.info.vocab, parts))
+    }
+
+    /// The first run on this thread, which would only wait otherwise, each of the others on
+    /// one of the pool's: one thread is woken and not three.
+    fn run_beside(&self, runs: Vec<Run<'_>>) -> Result<Vec<Logits>, ForwardError> {
+        let mut runs = runs.into_iter();
+        let Some(first) = runs.next() else {
+            return Ok(Vec::new());
+        };
+        let mut others: Vec<_> = runs.map(|run| (Some(run), None)).collect();
+        let run = |run| alone(|| self.run(run));
+        if others.is_empty() {
+            return Ok(vec![run(first)?]);
+        }
+        let run = &run;
+        let first = self.threads.in_place_scope(|scope| {
+            for (other, result) in &mut others {
+                scope.spawn(move |_| *result = other.take().map(run));
+            }
+            run(first)
+        });
+        let others = others.into_iter().filter_map(|(_, result)| result);
+        std::iter::once(first).chain(others).collect()
     }
 
     /// Whether nothing in a run of these spans would be shared among threads.

@@ -1,13 +1,15 @@
-//! Scaled dot-product attention on the processors: [`cache`] keeps keys and
-//! values of one head, [`spans`] runs the sequences of a batch over theirs, and
+//! Scaled dot-product attention on the processors: [`slot`] keeps keys and values
+//! of a sequence, [`cache`] is one head of it, [`spans`] runs the sequences of a batch over theirs, and
 //! [`groups`] the tiles of a vision tower over themselves.
 
 mod cache;
 mod groups;
+mod slot;
 mod spans;
 
 pub(crate) use cache::{HeadCache, sight};
 pub(crate) use groups::attend_groups;
+pub(crate) use slot::SlotCache;
 pub(crate) use spans::{Query, attend_spans};
 
 /// Room for what one task works on.

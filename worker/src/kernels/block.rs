@@ -8,6 +8,9 @@ use super::{Instructions, PANEL};
 /// Most rows that one call may take.
 pub(super) const ROWS: usize = 12;
 
+/// Blocks of one row that are computed side by side.
+pub(super) const ABREAST: usize = 4;
+
 /// How a panel's numbers are stored.
 pub(super) type Element = u8;
 /// As f32.
@@ -56,6 +59,53 @@ impl Block {
                 self.c = self.c.add(now * self.c_stride);
             }
             left -= now;
+        }
+    }
+
+    /// Computes one row of each of `blocks`, which have the same `inner` and all columns and
+    /// begin at zero: [`ABREAST`] at a time, as a lone one waits for each of its additions
+    /// before the next. Each number is what [`Block::run`] gives, to the last bit.
+    ///
+    /// # Safety
+    /// As for [`Block::run`], with panels of f32.
+    pub(super) unsafe fn run_abreast(blocks: &[Self], instructions: Instructions) {
+        let mut rest = blocks;
+        #[cfg(target_arch = "x86_64")]
+        while instructions == Instructions::Avx512
+            && let Some((some, others)) = rest.split_first_chunk::<ABREAST>()
+        {
+            // SAFETY: the caller's promise.
+            unsafe { Self::avx512_abreast(some) };
+            rest = others;
+        }
+        for block in rest {
+            // SAFETY: the caller's promise.
+            unsafe { block.run::<F32>(instructions, 1) };
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn avx512_abreast(blocks: &[Self; ABREAST]) {
+        use std::arch::x86_64::*;
+        let mut sums = [[_mm512_setzero_ps(); 2]; ABREAST];
+        for p in 0..blocks[0].inner {
+            for (block, sum) in blocks.iter().zip(&mut sums) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let x = _mm512_set1_ps(*block.a.add(p));
+                    let panel = block.panel.cast::<f32>().add(p * PANEL);
+                    sum[0] = _mm512_fmadd_ps(x, _mm512_loadu_ps(panel), sum[0]);
+                    sum[1] = _mm512_fmadd_ps(x, _mm512_loadu_ps(panel.add(16)), sum[1]);
+                }
+            }
+        }
+        for (block, sum) in blocks.iter().zip(&sums) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                _mm512_storeu_ps(block.c, sum[0]);
+                _mm512_storeu_ps(block.c.add(16), sum[1]);
+            }
         }
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod pointwise;
 pub(crate) mod quantised;
 
 use rayon::prelude::*;
+use std::cell::Cell;
 
 /// Columns of a panel: the width that one pass of a kernel computes.
 pub(crate) const PANEL: usize = 32;
@@ -75,9 +76,25 @@ impl Shared {
 /// waiting for it takes longer than what it could save.
 const WORTH_SHARING: usize = 1 << 19;
 
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Whether work of so many multiplications is worth a second thread.
 pub(crate) fn worth_sharing(multiplications: usize) -> bool {
-    multiplications >= WORTH_SHARING
+    multiplications >= WORTH_SHARING && !ALONE.get()
+}
+
+/// Does `work` on this thread, and nothing of it on others: they have work of their own.
+pub(crate) fn alone<T>(work: impl FnOnce() -> T) -> T {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _back = Back(ALONE.replace(true));
+    work()
 }
 
 /// Does `one` for each of `count` indices, on all threads of the pool where

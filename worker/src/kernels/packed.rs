@@ -162,7 +162,7 @@ impl Weights {
 
 fn pack<T: Plain>(weights: &[f32], inputs: usize, narrow: fn(f32) -> T) -> Pages<T> {
     let outputs = weights.len() / inputs.max(1);
-    let mut panels = Pages::zeroed(outputs.div_ceil(PANEL) * PANEL * inputs);
+    let mut panels = Pages::huge(outputs.div_ceil(PANEL) * PANEL * inputs);
     panels
         .par_chunks_mut(PANEL * inputs)
         .zip(weights.par_chunks(PANEL * inputs))

@@ -1,6 +1,7 @@
-//! Memory for packed weights: asked from the system in one piece, in huge pages where it
-//! has them. A product of one row reads every weight once, and with small pages a good
-//! part of its time goes to finding them. And memory of any kind, given back to the system.
+//! Memory asked from the system in one piece. Packed weights take huge pages where it has
+//! them: a product of one row reads every weight once, and with small pages a good part of
+//! its time goes to finding them. Keys and values take small ones: a slot of few tokens
+//! would hold 2 MiB for every head otherwise, and what is given back would be little.
 
 use half::{bf16, f16};
 use memmap2::{Advice, MmapMut};
@@ -32,9 +33,25 @@ pub(super) struct Pages<T> {
     of: PhantomData<T>,
 }
 
+/// Of the system's pages.
+#[derive(Clone, Copy)]
+enum Size {
+    Huge,
+    Small,
+}
+
 impl<T: Plain> Pages<T> {
-    /// Room for `len` numbers.
-    pub(super) fn zeroed(len: usize) -> Self {
+    /// Room for `len` numbers that are all written soon and read often.
+    pub(super) fn huge(len: usize) -> Self {
+        Self::zeroed(len, Size::Huge)
+    }
+
+    /// Room for `len` numbers of which only those that are written take memory.
+    pub(super) fn small(len: usize) -> Self {
+        Self::zeroed(len, Size::Small)
+    }
+
+    fn zeroed(len: usize, size: Size) -> Self {
         let bytes = len * size_of::<T>();
         let map = (bytes > 0).then(|| {
             let map = MmapMut::map_anon(bytes).unwrap_or_else(|_| {
@@ -42,9 +59,14 @@ impl<T: Plain> Pages<T> {
                     Layout::from_size_align(bytes, 4096).unwrap_or(Layout::new::<T>()),
                 )
             });
-            // Without them it works too, only slower.
+            // A system without huge pages refuses either, and needs neither.
             #[cfg(target_os = "linux")]
-            let _ = map.advise(Advice::HugePage);
+            let _ = map.advise(match size {
+                Size::Huge => Advice::HugePage,
+                Size::Small => Advice::NoHugePage,
+            });
+            #[cfg(not(target_os = "linux"))]
+            let _ = size;
             map
         });
         Self {

@@ -74,8 +74,8 @@ impl PackedQuantised {
         assert_eq!(weights.len(), outputs * inputs, "weights fill their shape");
         let groups = inputs.div_ceil(bits.group());
         let panels = outputs.div_ceil(PANEL);
-        let mut packed = Pages::<u8>::zeroed(panels * groups * bits.group_bytes());
-        let mut scales = Pages::<f16>::zeroed(panels * groups * PANEL);
+        let mut packed = Pages::<u8>::huge(panels * groups * bits.group_bytes());
+        let mut scales = Pages::<f16>::huge(panels * groups * PANEL);
         packed
             .par_chunks_mut(groups * bits.group_bytes())
             .zip(scales.par_chunks_mut(groups * PANEL))

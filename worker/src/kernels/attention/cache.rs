@@ -1,5 +1,5 @@
-//! Keys and values of one head, kept in the panels that the products read, and
-//! the attention of a few query rows over them.
+//! Keys and values of one head, in the panels that the products read, and the
+//! attention of a few query rows over them.
 
 use super::super::block::{Block, F32, ROWS};
 use super::super::pages::give_back;
@@ -10,10 +10,10 @@ use super::super::{Instructions, PANEL};
 /// `[positions / 32][channels][32]`, values as panels of 32 channels
 /// `[channels / 32][positions][32]`. As halves they would be read in half the
 /// time, and logits would differ from the reference by 0.002, twice what is allowed.
-#[derive(Debug, Clone)]
-pub(crate) struct HeadCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+#[derive(Debug)]
+pub(crate) struct HeadCache<'a> {
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
     positions: usize,
     channels: usize,
 }
@@ -34,14 +34,24 @@ pub(super) struct Queries<'a> {
     pub(super) rows: usize,
 }
 
-impl HeadCache {
-    /// Room for `positions` positions of `channels` channels. The memory is
-    /// taken from the system when it is first written.
-    pub(crate) fn new(positions: usize, channels: usize) -> Self {
+impl<'a> HeadCache<'a> {
+    /// Numbers that `positions` positions of `channels` channels take.
+    pub(crate) fn numbers(positions: usize, channels: usize) -> usize {
+        positions.next_multiple_of(PANEL) * (channels + channels.next_multiple_of(PANEL))
+    }
+
+    /// A head in `memory`, which has [`HeadCache::numbers`] numbers.
+    pub(crate) fn of(memory: &'a mut [f32], positions: usize, channels: usize) -> Self {
+        assert_eq!(
+            memory.len(),
+            Self::numbers(positions, channels),
+            "a head fills its memory"
+        );
         let positions = positions.next_multiple_of(PANEL);
+        let (keys, values) = memory.split_at_mut(positions * channels);
         Self {
-            keys: vec![0.0; positions * channels],
-            values: vec![0.0; positions * channels.next_multiple_of(PANEL)],
+            keys,
+            values,
             positions,
             channels,
         }
@@ -66,7 +76,7 @@ impl HeadCache {
     }
 
     /// Copies the first `count` positions from `other`.
-    pub(crate) fn copy_prefix(&mut self, other: &Self, count: usize) {
+    pub(super) fn copy_prefix(&mut self, other: &HeadCache<'_>, count: usize) {
         let keys = count.next_multiple_of(PANEL) * self.channels;
         self.keys[..keys].copy_from_slice(&other.keys[..keys]);
         for panel in 0..self.channels.div_ceil(PANEL) {
@@ -80,7 +90,7 @@ impl HeadCache {
     }
 
     /// Gives the memory of all but the first `kept` positions back to the system.
-    pub(crate) fn give_back(&mut self, kept: usize) {
+    pub(super) fn give_back(&mut self, kept: usize) {
         let kept = kept.next_multiple_of(PANEL).min(self.positions);
         give_back(&mut self.keys[kept * self.channels..]);
         for panel in 0..self.channels.div_ceil(PANEL) {
@@ -166,6 +176,86 @@ impl HeadCache {
                     accumulate: false,
                 };
                 block.run::<F32>(instructions, rows);
+            }
+        }
+    }
+}
+
+/// Attends one query row of each of several heads, `[heads, channels]`, writing the same.
+/// `sight` never ends past what has been stored.
+pub(super) fn attend_one_row(
+    heads: &[HeadCache<'_>],
+    queries: &[f32],
+    sight: Sight,
+    scale: f32,
+    out: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    let (channels, positions) = (heads[0].channels, heads[0].positions);
+    assert_eq!(
+        queries.len(),
+        heads.len() * channels,
+        "a query for each head"
+    );
+    assert_eq!(out.len(), queries.len(), "a result for each query");
+    let Sight { first: low, end } = sight;
+    let first = low / PANEL * PANEL;
+    assert!(
+        end <= positions && low < end,
+        "queries see stored positions"
+    );
+    let width = (end - first).next_multiple_of(PANEL);
+    let instructions = Instructions::detect();
+    scratch.clear();
+    scratch.resize(heads.len() * width, 0.0);
+    for ((head, query), scores) in heads
+        .iter()
+        .zip(queries.chunks(channels))
+        .zip(scratch.chunks_mut(width))
+    {
+        let panels = head.keys[first * channels..].chunks(PANEL * channels);
+        let block = |(panel, scores): (&[f32], &mut [f32])| Block {
+            a: query.as_ptr(),
+            a_stride: channels,
+            panel: panel.as_ptr().cast(),
+            inner: channels,
+            c: scores.as_mut_ptr(),
+            c_stride: width,
+            columns: PANEL,
+            accumulate: false,
+        };
+        let blocks: Vec<_> = panels.zip(scores.chunks_mut(PANEL)).map(block).collect();
+        // SAFETY: a panel is whole, and each has its own scores.
+        unsafe { Block::run_abreast(&blocks, instructions) };
+        scores[..low - first].fill(0.0);
+        scores[end - first..].fill(0.0);
+        softmax_row(&mut scores[low - first..end - first], scale);
+    }
+    for panel in 0..channels.div_ceil(PANEL) {
+        let columns = PANEL.min(channels - panel * PANEL);
+        let block = |((head, scores), out): ((&HeadCache<'_>, &[f32]), &mut [f32])| Block {
+            a: scores.as_ptr(),
+            a_stride: width,
+            panel: head.values
+                [(panel * positions + first) * PANEL..(panel * positions + end) * PANEL]
+                .as_ptr()
+                .cast(),
+            inner: end - first,
+            c: out[panel * PANEL..][..columns].as_mut_ptr(),
+            c_stride: channels,
+            columns,
+            accumulate: false,
+        };
+        let rows = heads.iter().zip(scratch.chunks(width));
+        let blocks: Vec<_> = rows.zip(out.chunks_mut(channels)).map(block).collect();
+        // SAFETY: the values lie inside their panel, and each head has its own result.
+        unsafe {
+            if columns == PANEL {
+                Block::run_abreast(&blocks, instructions);
+            } else {
+                for block in blocks {
+                    block.run::<F32>(instructions, 1);
+                }
             }
         }
     }

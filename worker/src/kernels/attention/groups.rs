@@ -31,7 +31,8 @@ pub(crate) fn attend_groups(
     spread(groups * heads, work, Buffers::default, |buffers, index| {
         let (group, head) = (index / heads, index % heads);
         let line = |row: usize| &qkv[(group * positions + row) * 3 * width + head * dim..];
-        let mut cache = HeadCache::new(positions, dim);
+        let mut memory = vec![0.0; HeadCache::numbers(positions, dim)];
+        let mut cache = HeadCache::of(&mut memory, positions, dim);
         for row in 0..positions {
             let line = line(row);
             cache.set(

@@ -1,8 +1,9 @@
 //! Attention of a batch of sequences, each over what its slot holds.
 
+use super::super::block::ABREAST;
 use super::super::pointwise::rotate;
 use super::super::{Shared, spread, worth_sharing};
-use super::cache::{MOST_ROWS, Queries, sight};
+use super::cache::{MOST_ROWS, Queries, attend_one_row, sight};
 use super::{Buffers, HeadCache};
 use crate::kv::{Rows, Span};
 use rayon::prelude::*;
@@ -16,13 +17,16 @@ pub(crate) struct Query<'a> {
     pub(crate) rows: &'a Rows,
 }
 
-/// Some query rows that see the same head's keys and are attended together:
-/// the heads of a group at one position, or one head at several positions.
+/// Some query rows that are attended together: the heads of a group at one position, or one
+/// head at several positions, which see the same head's keys; or heads of one position that
+/// each see their own.
 struct Task {
     /// Number of the span, and what it is.
     at: usize,
     span: Span,
+    /// First of the heads whose keys they see, and how many.
     kv_head: usize,
+    kv_heads: usize,
     /// First row of the batch.
     row: usize,
     rows: usize,
@@ -40,6 +44,22 @@ impl Query<'_> {
         let group = self.heads / self.kv_heads;
         let mut tasks = Vec::new();
         for (at, span) in self.rows.spans.iter().enumerate() {
+            if span.count == 1 && group == 1 {
+                for head in (0..self.heads).step_by(ABREAST) {
+                    let heads = (self.heads - head).min(ABREAST);
+                    tasks.push(Task {
+                        at,
+                        span: *span,
+                        kv_head: head,
+                        kv_heads: heads,
+                        row: span.row,
+                        rows: 1,
+                        head,
+                        heads,
+                    });
+                }
+                continue;
+            }
             for kv_head in 0..self.kv_heads {
                 let first = kv_head * group;
                 let mut push = |row, rows, head, heads| {
@@ -47,6 +67,7 @@ impl Query<'_> {
                         at,
                         span: *span,
                         kv_head,
+                        kv_heads: 1,
                         row,
                         rows,
                         head,
@@ -71,7 +92,7 @@ impl Query<'_> {
     }
 
     /// Rotates and stores the keys of every span, and stores its values.
-    fn store(&self, caches: &mut [&mut [HeadCache]], qkv: &[f32]) {
+    fn store(&self, caches: &mut [Vec<HeadCache<'_>>], qkv: &[f32]) {
         let dim = self.head_dim;
         let half = dim / 2;
         let heads = caches.iter_mut().zip(&self.rows.spans);
@@ -79,7 +100,7 @@ impl Query<'_> {
             .flat_map(|(heads, span)| heads.iter_mut().enumerate().map(move |head| (head, *span)))
             .collect();
         let rows: usize = self.rows.spans.iter().map(|span| span.count).sum();
-        let one = |((head, cache), span): &mut ((usize, &mut HeadCache), Span)| {
+        let one = |((head, cache), span): &mut ((usize, &mut HeadCache<'_>), Span)| {
             let mut key = vec![0f32; dim];
             for offset in 0..span.count {
                 let row = span.row + offset;
@@ -112,7 +133,7 @@ const STORING: usize = 16;
 /// attends: `[rows, heads * head_dim]`.
 pub(crate) fn attend_spans(
     query: &Query<'_>,
-    caches: &mut [&mut [HeadCache]],
+    caches: &mut [Vec<HeadCache<'_>>],
     qkv: &[f32],
     out: &mut [f32],
 ) {
@@ -138,7 +159,7 @@ pub(crate) fn attend_spans(
     spread(tasks.len(), work, Buffers::default, |buffers, index| {
         let task = &tasks[index];
         let count = task.rows * task.heads;
-        let cache = &caches[task.at][task.kv_head];
+        let caches = &caches[task.at][task.kv_head..task.kv_head + task.kv_heads];
         let place = |r: usize| (task.row + r / task.heads, task.head + r % task.heads);
         buffers.queries.resize(count * dim, 0.0);
         buffers.out.resize(count * dim, 0.0);
@@ -153,13 +174,25 @@ pub(crate) fn attend_spans(
             );
         }
         let sight = |r: usize| sight(task.span.start + place(r).0 - task.span.row, query.window);
-        let queries = Queries {
-            values: &buffers.queries[..count * dim],
-            stride: dim,
-            rows: count,
-        };
+        let queries = &buffers.queries[..count * dim];
         let out_rows = &mut buffers.out[..count * dim];
-        cache.attend(queries, sight, scale, out_rows, &mut buffers.scores);
+        if let [cache] = caches {
+            let queries = Queries {
+                values: queries,
+                stride: dim,
+                rows: count,
+            };
+            cache.attend(queries, sight, scale, out_rows, &mut buffers.scores);
+        } else {
+            attend_one_row(
+                caches,
+                queries,
+                sight(0),
+                scale,
+                out_rows,
+                &mut buffers.scores,
+            );
+        }
         for r in 0..count {
             let (row, head) = place(r);
             let from = &buffers.out[r * dim..][..dim];

@@ -1,0 +1,91 @@
+//! Keys and values of one sequence: the heads of all layers, one after another in
+//! one piece of memory. It is taken from the system only as it fills, and can be
+//! given back.
+
+use super::super::pages::Pages;
+use super::HeadCache;
+use std::ops::Range;
+
+/// Room for one sequence.
+#[derive(Debug)]
+pub(crate) struct SlotCache {
+    memory: Pages<f32>,
+    positions: usize,
+    channels: usize,
+}
+
+impl SlotCache {
+    /// Room for `positions` positions of `heads` heads of `channels` channels.
+    pub(crate) fn new(heads: usize, positions: usize, channels: usize) -> Self {
+        let each = HeadCache::numbers(positions, channels);
+        Self {
+            memory: Pages::small(heads * each),
+            positions,
+            channels,
+        }
+    }
+
+    /// The heads with these numbers.
+    pub(crate) fn heads(&mut self, numbers: Range<usize>) -> Vec<HeadCache<'_>> {
+        let each = HeadCache::numbers(self.positions, self.channels);
+        self.memory[numbers.start * each..numbers.end * each]
+            .chunks_mut(each)
+            .map(|memory| HeadCache::of(memory, self.positions, self.channels))
+            .collect()
+    }
+
+    fn all(&mut self) -> Vec<HeadCache<'_>> {
+        let each = HeadCache::numbers(self.positions, self.channels);
+        self.heads(0..self.memory.len() / each.max(1))
+    }
+
+    /// Copies the first `count` positions of a slot of the same kind.
+    pub(crate) fn copy_prefix(&mut self, from: &mut Self, count: usize) {
+        for (to, from) in self.all().iter_mut().zip(from.all()) {
+            to.copy_prefix(&from, count);
+        }
+    }
+
+    /// Gives the memory of all but the first `kept` positions back to the system.
+    pub(crate) fn give_back(&mut self, kept: usize) {
+        for head in &mut self.all() {
+            head.give_back(kept);
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    /// The flags of the mapping that holds this address.
+    fn flags(address: usize) -> String {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in maps.lines() {
+            let range = line.split(' ').next().unwrap().split_once('-');
+            let number = |text: &str| usize::from_str_radix(text, 16).ok();
+            if let Some((Some(start), Some(end))) =
+                range.map(|(start, end)| (number(start), number(end)))
+            {
+                inside = (start..end).contains(&address);
+            }
+            if inside && line.starts_with("VmFlags:") {
+                return line.to_owned();
+            }
+        }
+        panic!("no mapping holds {address:x}");
+    }
+
+    #[test]
+    fn a_slot_takes_small_pages_whatever_the_system_prefers() {
+        let slot = SlotCache::new(8, 4096, 64);
+        let flags = flags(slot.memory.as_ptr().addr());
+        // A system that has no huge pages knows no such flag.
+        if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            assert!(flags.split(' ').any(|flag| flag == "nh"), "{flags}");
+        }
+    }
+}
