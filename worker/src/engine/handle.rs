@@ -14,7 +14,12 @@ use super::request::{Failure, Request};
 #[derive(Debug)]
 pub(super) enum Command {
     /// Answer this.
-    Submit(Box<Request>),
+    Submit {
+        /// What is asked.
+        request: Box<Request>,
+        /// When it was handed in.
+        at: Instant,
+    },
     /// End everything that runs or waits with an error.
     Abort,
 }
@@ -116,7 +121,10 @@ impl EngineHandle {
     /// [`Failure::Gone`] when the engine thread has ended.
     pub fn submit(&self, request: Request) -> Result<(), Failure> {
         self.commands
-            .send(Command::Submit(Box::new(request)))
+            .send(Command::Submit {
+                request: Box::new(request),
+                at: clock::now(),
+            })
             .map_err(|_| Failure::Gone)
     }
 

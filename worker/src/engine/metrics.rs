@@ -41,7 +41,9 @@ pub struct EngineMetrics {
     pub preemptions: Counter,
     /// Ended requests by reason.
     pub finished: Family<FinishLabel, Counter>,
-    /// From arrival to a slot.
+    /// From arrival into the engine's queue: body, images, tokens.
+    pub preparation_time: Histogram,
+    /// From the engine's queue to a slot.
     pub queue_time: Histogram,
     /// From arrival to the first token.
     pub first_token: Histogram,
@@ -76,6 +78,7 @@ impl Default for EngineMetrics {
             images: Counter::default(),
             preemptions: Counter::default(),
             finished: Family::default(),
+            preparation_time: waits(),
             queue_time: waits(),
             first_token: waits(),
             inter_token: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
@@ -158,8 +161,14 @@ impl EngineMetrics {
         );
         let seconds = || Unit::Seconds;
         to.register_with_unit(
+            "llava_request_preparation_time",
+            "From arrival into the engine's queue: body, images, tokens",
+            seconds(),
+            m.preparation_time,
+        );
+        to.register_with_unit(
             "llava_request_queue_time",
-            "From arrival to a slot",
+            "From the engine's queue to a slot",
             seconds(),
             m.queue_time,
         );

@@ -22,10 +22,14 @@ pub use decoder::{Decode, Decoder};
 pub use handle::{EngineHandle, Pulse};
 pub use key::ImageHash;
 pub use metrics::EngineMetrics;
-pub use request::{Event, Failure, ImageContent, ImageInput, PromptPiece, Request, TokenEvent};
+pub use request::{
+    Event, Failure, ImageContent, ImageInput, Prepared, PromptPiece, Request, TokenEvent,
+};
 pub use run::{EngineOptions, start};
 pub use state::Budget;
 pub use vision_cache::VisionCache;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod tiny;

@@ -1,5 +1,7 @@
 //! What comes into the engine and what comes out of it.
 
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,9 +27,12 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Alternatives to report for each token; `None` reports no probabilities at all.
     pub logprobs: Option<usize>,
+    /// Whether tokens go out as they come. Else they are kept until the end and go out
+    /// together: waking a reader for each, who only gathers them, takes time from the steps.
+    pub streams: bool,
     /// Turns tokens into text.
     pub decode: Decode,
-    /// When it came in.
+    /// When its head came.
     pub arrived: Instant,
     /// When it is given up, if it has not begun.
     pub deadline: Option<Instant>,
@@ -58,10 +63,40 @@ pub struct ImageInput {
 /// What is at hand of an image.
 #[derive(Clone, Debug)]
 pub enum ImageContent {
-    /// Pixels for the tower.
-    Pixels(Arc<PixelValues>),
+    /// Pixels for the tower; requests that show the same image share them.
+    Pixels(Arc<Prepared>),
     /// What the tower made of it for an earlier request.
     Features(ImageFeatures),
+}
+
+/// Pixels, and what is let go with them: their share of a memory that is counted.
+pub struct Prepared {
+    pixels: PixelValues,
+    _share: Box<dyn Send + Sync>,
+}
+
+impl Prepared {
+    /// Pixels that hold `share`.
+    pub fn new(pixels: PixelValues, share: impl Send + Sync + 'static) -> Self {
+        Self {
+            pixels,
+            _share: Box::new(share),
+        }
+    }
+}
+
+impl Deref for Prepared {
+    type Target = PixelValues;
+
+    fn deref(&self) -> &PixelValues {
+        &self.pixels
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prepared").field(&self.tiles).finish()
+    }
 }
 
 /// What happens to a request, in order; nothing follows `Finished` or `Failed`.
@@ -134,9 +169,9 @@ impl PromptPiece {
     }
 }
 
-impl std::fmt::Debug for Request {
+impl fmt::Debug for Request {
     /// Shapes only: what users write stays out of logs.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("prompt_tokens", &self.prompt_tokens())
             .field("max_tokens", &self.max_tokens)

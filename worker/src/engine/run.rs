@@ -129,15 +129,15 @@ impl<B: Backend> Engine<B> {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(request) => self.enqueue(*request),
+            Command::Submit { request, at } => self.enqueue(*request, at),
             Command::Abort => self.fail_all(&Failure::Stopping),
         }
     }
 
-    fn enqueue(&mut self, request: Request) {
+    fn enqueue(&mut self, request: Request, at: Instant) {
         let id = self.ids;
         self.ids += 1;
-        let (key, sequence) = Sequence::new(request);
+        let (key, sequence) = Sequence::new(request, at);
         self.options
             .metrics
             .image_queries
@@ -197,7 +197,7 @@ impl<B: Backend> Engine<B> {
         for &id in &step.expire {
             self.state.waiting.retain(|waiting| waiting.id != id);
             if let Some(sequence) = self.sequences.get(&id) {
-                let waited = now.saturating_duration_since(sequence.times.arrived);
+                let waited = now.saturating_duration_since(sequence.times.queued);
                 sequence.fail(Failure::Expired(waited));
             }
             self.forget(id, "expired");
@@ -244,15 +244,14 @@ impl<B: Backend> Engine<B> {
         };
         let metrics = &self.options.metrics;
         if sequence.times.admitted.is_none() {
-            let waited = now.saturating_duration_since(sequence.times.arrived);
+            let times = &sequence.times;
+            let prepared = times.queued.saturating_duration_since(times.arrived);
+            metrics.preparation_time.observe(prepared.as_secs_f64());
+            let waited = now.saturating_duration_since(times.queued);
             metrics.queue_time.observe(waited.as_secs_f64());
             metrics.cached_tokens.inc_by(admission.reused() as u64);
         }
-        for (image, features) in sequence.images.iter().zip(&mut sequence.features) {
-            if features.is_none() {
-                *features = self.options.images.get(&image.hash);
-            }
-        }
+        sequence.take_images(|image| self.options.images.get(&image.hash));
         if let Some(running) = self.state.running_mut(admission.id) {
             if sequence.times.admitted.is_none() {
                 metrics.prompt_tokens.inc_by(running.key.len() as u64);

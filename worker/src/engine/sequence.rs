@@ -26,13 +26,17 @@ pub struct Sequence {
     stops: StopTexts,
     sampler: Sampler,
     generated: usize,
+    /// Tokens that go out with the end.
+    kept: Vec<TokenEvent>,
 }
 
 /// When it came in, ran, and spoke.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// Into the engine's queue.
+    /// The head of its request.
     pub arrived: Instant,
+    /// Into the engine's queue.
+    pub queued: Instant,
     /// Into a slot, the first time.
     pub admitted: Option<Instant>,
     /// The first token.
@@ -55,7 +59,7 @@ pub enum Next {
 impl Sequence {
     /// Takes a request apart: what to compare and schedule it by, and the rest.
     #[must_use]
-    pub fn new(mut request: Request) -> (Key, Self) {
+    pub fn new(mut request: Request, queued: Instant) -> (Key, Self) {
         let mut key = Key::default();
         let mut images = Vec::new();
         for piece in std::mem::take(&mut request.prompt) {
@@ -79,6 +83,7 @@ impl Sequence {
             features,
             times: Times {
                 arrived: request.arrived,
+                queued,
                 admitted: None,
                 first: None,
                 last: None,
@@ -87,6 +92,7 @@ impl Sequence {
             stops: StopTexts::new(std::mem::take(&mut request.stop)),
             sampler: Sampler::new(request.sampling.clone(), key.tokens()),
             generated: 0,
+            kept: Vec::new(),
             request,
         };
         (key, sequence)
@@ -124,6 +130,18 @@ impl Sequence {
             .map(|(index, _)| index)
     }
 
+    /// Takes those of the missing images that `find` has; their pixels are of no more use.
+    pub fn take_images(&mut self, find: impl Fn(&ImageInput) -> Option<ImageFeatures>) {
+        for (image, place) in self.images.iter_mut().zip(&mut self.features) {
+            if place.is_none()
+                && let Some(features) = find(image)
+            {
+                image.content = ImageContent::Features(features.clone());
+                *place = Some(features);
+            }
+        }
+    }
+
     /// Chooses the next token from `logits`, tells the caller, and says how it goes on.
     pub fn advance(&mut self, logits: &[f32], eos: &[u32]) -> Next {
         let Some(token) = self.sampler.next(logits) else {
@@ -136,12 +154,17 @@ impl Sequence {
         let text = self.detokenizer.push(token);
         let cut = self.stops.push(&text);
         let wants = self.request.logprobs;
-        self.send(Event::Token(TokenEvent {
+        let event = TokenEvent {
             token,
             text: cut.text,
             logprob: wants.map(|_| logprob(logits, token)),
             top: wants.map_or_else(Vec::new, |count| top(logits, count)),
-        }));
+        };
+        if self.request.streams {
+            self.send(Event::Token(event));
+        } else {
+            self.kept.push(event);
+        }
         if cut.stopped {
             self.send_finished(String::new(), FinishReason::Stop)
         } else if self.generated >= self.request.max_tokens {
@@ -174,7 +197,10 @@ impl Sequence {
         self.send_finished(text, reason)
     }
 
-    fn send_finished(&self, text: String, reason: FinishReason) -> Next {
+    fn send_finished(&mut self, text: String, reason: FinishReason) -> Next {
+        for event in std::mem::take(&mut self.kept) {
+            self.send(Event::Token(event));
+        }
         self.send(Event::Finished {
             text,
             reason,

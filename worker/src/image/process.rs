@@ -43,6 +43,14 @@ impl ImageProcessor {
         plan::canvas(&self.config, size, images).map(|canvas| plan::grid(&self.config, canvas))
     }
 
+    /// Memory of a picture's tiles, in bytes.
+    #[must_use]
+    pub fn bytes(&self, grid: Option<Grid>) -> u64 {
+        let tiles = 1 + grid.map_or(0, |grid| grid.columns * grid.rows) as u64;
+        let side = u64::from(self.config.tile);
+        tiles * side * side * 3 * size_of::<f32>() as u64
+    }
+
     /// Prepares one of a prompt's `images` pictures.
     #[must_use]
     pub fn process(&self, picture: &Picture, images: usize) -> PixelValues {

@@ -14,6 +14,7 @@ use http::HeaderValue;
 use protocol::header::{LOAD, REQUEST_ID};
 use shell::clock;
 
+use super::arrival::HeadCame;
 use super::gate::Gate;
 use super::images::ImageReader;
 use super::limits::LimitArgs;
@@ -82,8 +83,9 @@ async fn net(request: Request, next: Next) -> Response {
     })
 }
 
-async fn around(State(app): State<Shared>, request: Request, next: Next) -> Response {
+async fn around(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
     let began = clock::now();
+    request.extensions_mut().insert(HeadCame(began));
     let id = request_id(&request);
     let path = request
         .extensions()

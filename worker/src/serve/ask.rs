@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
 use protocol::openai::Usage;
-use shell::clock;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::app::Shared;
+use super::arrival::Arrival;
 use super::gate::Ticket;
 use super::refusal::Refusal;
 use super::sampling::Generation;
@@ -19,6 +19,8 @@ use crate::prompt::{Piece, Prompt};
 /// What is asked of the engine.
 #[derive(Debug)]
 pub(super) struct Question {
+    /// When it came.
+    pub arrival: Arrival,
     /// The prompt; its image slots refer to `images`.
     pub prompt: Prompt,
     /// The images in order.
@@ -27,10 +29,14 @@ pub(super) struct Question {
     pub generation: Generation,
     /// Alternatives to list for each token; `None` asks for no probabilities.
     pub logprobs: Option<usize>,
+    /// Whether the answer goes out as it comes.
+    pub streams: bool,
 }
 
 /// The answers to one question as they come. Dropping it ends them.
 pub(super) struct Answers {
+    /// Whether they go out as they come.
+    pub streams: bool,
     /// Tokens of the prompt, images included.
     prompt_tokens: usize,
     /// Tokens of it that need not be computed.
@@ -68,10 +74,12 @@ pub(super) async fn ask(
     ticket: Ticket,
 ) -> Result<Answers, Refusal> {
     let Question {
+        arrival,
         prompt,
         images,
         generation,
         logprobs,
+        streams,
     } = question;
     let count = prompt.images();
     let mut pieces = Vec::with_capacity(prompt.pieces.len());
@@ -99,16 +107,16 @@ pub(super) async fn ask(
         sampling: generation.sampling,
         stop,
         logprobs,
+        streams,
         decode: app.texts.decoder(),
-        arrived: clock::now(),
-        deadline: None,
+        arrived: arrival.head,
+        deadline: Some(arrival.body + app.limits.queue_timeout),
         events: unbounded_channel().0,
     };
     let prompt_tokens = request.prompt_tokens();
     let room = room(app.context, prompt_tokens)?;
     let wanted = generation.max_tokens.unwrap_or(usize::MAX);
     request.max_tokens = wanted.min(room).min(app.limits.max_output_tokens).max(1);
-    request.deadline = Some(request.arrived + app.limits.queue_timeout);
     if generation.answers > 1 {
         ticket.add(generation.answers - 1)?;
     }
@@ -126,6 +134,7 @@ pub(super) async fn ask(
         events.push(from.map(move |event| (index, event)).boxed());
     }
     let mut answers = Answers {
+        streams,
         prompt_tokens,
         cached_tokens: 0,
         events,

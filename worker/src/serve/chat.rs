@@ -9,8 +9,8 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::app::Shared;
+use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask};
-use super::body;
 use super::gate::Ticket;
 use super::images::blocking;
 use super::refusal::Refusal;
@@ -23,15 +23,22 @@ pub(super) async fn handle(
     State(app): State<Shared>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let ticket = app.gate.enter()?;
-    let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let Received {
+        ticket,
+        bytes,
+        arrival,
+    } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let asked = blocking(move || check::read(&worker, &bytes)).await??;
-    answer(app, asked, ticket).await
+    answer(app, asked, arrival, ticket).await
 }
 
-async fn answer(app: Shared, asked: Asked, ticket: Ticket) -> Result<Response, Refusal> {
+async fn answer(
+    app: Shared,
+    asked: Asked,
+    arrival: Arrival,
+    ticket: Ticket,
+) -> Result<Response, Refusal> {
     let mut sources = Vec::with_capacity(asked.images.len());
     for (param, url) in asked.images {
         sources.push(app.images.fetch(&param, &url).await?);
@@ -44,13 +51,15 @@ async fn answer(app: Shared, asked: Asked, ticket: Ticket) -> Result<Response, R
         .map_err(|problem| Refusal::invalid("invalid_messages", Some("messages"), problem))?;
     let answers = asked.generation.answers;
     let question = Question {
+        arrival,
         prompt,
         images,
         generation: asked.generation,
         logprobs: asked.logprobs,
+        streams: asked.stream,
     };
     let head = Head::new("chatcmpl", asked.model, answers, asked.usage);
     let form = ChatForm::new(head, Arc::clone(&app.texts), asked.logprobs.is_some());
     let answers = ask(&app, question, ticket).await?;
-    reply(&app, answers, form, asked.stream).await
+    reply(&app, answers, form).await
 }

@@ -10,6 +10,7 @@ use axum::response::Response;
 use protocol::openai::{CompletionPrompt, CompletionRequest, Options};
 
 use super::app::{App, Shared};
+use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask};
 use super::body;
 use super::images::blocking;
@@ -27,16 +28,18 @@ pub(super) async fn handle(
     State(app): State<Shared>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let ticket = app.gate.enter()?;
-    let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let Received {
+        ticket,
+        bytes,
+        arrival,
+    } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
-    let (question, form, streams) = blocking(move || read(&worker, &bytes)).await??;
+    let (question, form) = blocking(move || read(&worker, &bytes, arrival)).await??;
     let answers = ask(&app, question, ticket).await?;
-    reply(&app, answers, form, streams).await
+    reply(&app, answers, form).await
 }
 
-fn read(app: &App, bytes: &[u8]) -> Result<(Question, TextForm, bool), Refusal> {
+fn read(app: &App, bytes: &[u8], arrival: Arrival) -> Result<(Question, TextForm), Refusal> {
     let options: Options = body::parse(bytes)?;
     let request: CompletionRequest = body::parse(bytes)?;
     let model = app.model(options.model.as_deref())?;
@@ -73,12 +76,14 @@ fn read(app: &App, bytes: &[u8]) -> Result<(Question, TextForm, bool), Refusal> 
         echo.unwrap_or_default(),
     );
     let question = Question {
+        arrival,
         prompt,
         images: Vec::new(),
         generation,
         logprobs: request.logprobs.map(|top| top as usize),
+        streams: options.streams(),
     };
-    Ok((question, form, options.streams()))
+    Ok((question, form))
 }
 
 fn prompt(app: &App, prompt: CompletionPrompt) -> Result<(String, Prompt), Refusal> {

@@ -2,7 +2,9 @@
 //! gets of them. Headers are judged before anything is decoded, and an image
 //! that an earlier request brought is not decoded again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -15,10 +17,10 @@ use super::limits::LimitArgs;
 use super::refusal::Refusal;
 use super::remote::RemoteImages;
 use crate::config::ModelConfig;
-use crate::engine::{ImageContent, ImageHash, ImageInput, VisionCache};
+use crate::engine::{Failure, ImageContent, ImageHash, ImageInput, Prepared, VisionCache};
 use crate::image::{self, DecodeError, Exceeded, ImageProcessor};
 
-/// Bytes that one permit of the decoding budget stands for.
+/// Bytes that one permit stands for.
 const UNIT: u64 = 1 << 16;
 
 /// Turns the bytes of images into the engine's input.
@@ -32,9 +34,16 @@ pub(super) struct ImageReader {
     pub cache: VisionCache,
     /// Fetches remote images, if that is allowed.
     pub remote: Option<Arc<RemoteImages>>,
+    /// Pixels of images that are not encoded yet.
+    waiting: Arc<Mutex<HashMap<ImageHash, Weak<Prepared>>>>,
     /// Bytes that all decoding may take.
-    memory: Arc<Semaphore>,
+    decoding: Arc<Semaphore>,
+    /// Bytes that all pixels may take which wait for the tower.
+    prepared: Arc<Semaphore>,
+    /// Of each.
     units: u32,
+    /// How long a request waits for them.
+    patience: Duration,
     /// Longest sequence in tokens.
     context: usize,
     limits: image::Limits,
@@ -68,8 +77,11 @@ impl ImageReader {
             config: Arc::new(config),
             cache,
             remote: remote.map(Arc::new),
-            memory: Arc::new(Semaphore::new(units as usize)),
+            waiting: Arc::default(),
+            decoding: Arc::new(Semaphore::new(units as usize)),
+            prepared: Arc::new(Semaphore::new(units as usize)),
             units,
+            patience: limits.queue_timeout,
             context,
             limits: limits.image(),
         }
@@ -116,22 +128,41 @@ impl ImageReader {
         .await??;
         // Images that leave no room for an answer are not decoded.
         room(self.context, sized.iter().map(|image| image.tokens).sum())?;
+        let missing = sized.iter().filter(|image| self.known(image).is_none());
+        let missing: HashMap<_, _> = missing.map(|image| (image.hash, image.prepared)).collect();
+        // For all at once: requests that each held a part would wait for one another.
+        let share = self.reserve(&self.prepared, missing.values().sum()).await?;
+        let share = Arc::new(share);
         let mut inputs = Vec::with_capacity(images);
         for sized in sized {
-            inputs.push(match self.cache.get(&sized.hash) {
-                Some(features) if features.tokens() == sized.tokens => ImageInput {
-                    hash: sized.hash,
-                    tokens: sized.tokens,
-                    content: ImageContent::Features(features),
-                },
-                _ => {
-                    let permit = self.reserve(sized.decoded).await?;
-                    let this = self.clone();
-                    blocking(move || this.decode(&sized, images, permit)).await??
+            inputs.push(match self.known(&sized) {
+                Some(known) => known,
+                None => {
+                    // Beside the decoder's pixels there are the picture's own three bytes a pixel.
+                    let memory = self.reserve(&self.decoding, sized.decoded * 2).await?;
+                    let (this, share) = (self.clone(), Arc::clone(&share));
+                    blocking(move || this.decode(&sized, images, memory, share)).await??
                 }
             });
         }
         Ok(inputs)
+    }
+
+    /// What an earlier request has brought of the same image: the tower's work, or its pixels.
+    fn known(&self, sized: &Sized) -> Option<ImageInput> {
+        let content = match self.cache.get(&sized.hash) {
+            Some(features) if features.tokens() == sized.tokens => ImageContent::Features(features),
+            _ => ImageContent::Pixels(self.waiting().get(&sized.hash)?.upgrade()?),
+        };
+        Some(ImageInput {
+            hash: sized.hash,
+            tokens: sized.tokens,
+            content,
+        })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<ImageHash, Weak<Prepared>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn header(&self, source: Source, images: usize) -> Result<Sized, Refusal> {
@@ -147,18 +178,23 @@ impl ImageReader {
             hash: hash.finalize().into(),
             tokens: self.config.image_tokens(original, grid),
             decoded: header.decoded,
+            prepared: self.processor.bytes(grid),
             source,
         })
     }
 
-    async fn reserve(&self, decoded: u64) -> Result<OwnedSemaphorePermit, Refusal> {
-        // Beside the decoder's pixels there are the picture's own three bytes a pixel.
-        let units = u32::try_from(decoded * 2 / UNIT + 1)
-            .unwrap_or(u32::MAX)
-            .min(self.units);
-        Arc::clone(&self.memory)
-            .acquire_many_owned(units)
+    /// Waits for so many of the bytes that images of all requests may take; whoever needs
+    /// more than there are gets them all.
+    async fn reserve(
+        &self,
+        memory: &Arc<Semaphore>,
+        bytes: u64,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let memory = Arc::clone(memory).acquire_many_owned(units.min(self.units));
+        tokio::time::timeout(self.patience, memory)
             .await
+            .map_err(|_| Failure::Expired(self.patience))?
             .map_err(|_| Refusal::internal())
     }
 
@@ -166,19 +202,24 @@ impl ImageReader {
         &self,
         sized: &Sized,
         images: usize,
-        permit: OwnedSemaphorePermit,
+        memory: OwnedSemaphorePermit,
+        share: Arc<OwnedSemaphorePermit>,
     ) -> Result<ImageInput, Refusal> {
         let param = &sized.source.param;
         let picture = image::decode(param, &sized.source.bytes, &self.limits)
             .map_err(|error| refuse(param, &error))?;
         let pixels = self.processor.process(&picture, images);
         drop(picture);
-        drop(permit);
+        drop(memory);
         let tokens = self.config.image_tokens(pixels.original, pixels.grid);
+        let pixels = Arc::new(Prepared::new(pixels, share));
+        let mut waiting = self.waiting();
+        waiting.retain(|_, pixels| pixels.strong_count() > 0);
+        waiting.insert(sized.hash, Arc::downgrade(&pixels));
         Ok(ImageInput {
             hash: sized.hash,
             tokens,
-            content: ImageContent::Pixels(Arc::new(pixels)),
+            content: ImageContent::Pixels(pixels),
         })
     }
 }
@@ -186,7 +227,10 @@ impl ImageReader {
 struct Sized {
     hash: ImageHash,
     tokens: usize,
+    /// Bytes of the picture.
     decoded: u64,
+    /// Bytes of the tiles that are made of it.
+    prepared: u64,
     source: Source,
 }
 
@@ -245,8 +289,72 @@ pub(super) fn base64_bytes(data: &str) -> Option<Bytes> {
 }
 
 #[cfg(test)]
+impl ImageReader {
+    /// That of the demo checkpoint.
+    pub(super) fn demo(limits: &LimitArgs) -> Self {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = root.join("../models/llava-shapes");
+        let model = ModelConfig::read(&dir, None).unwrap();
+        let processor = image::ProcessorConfig::read(&dir, &model).unwrap();
+        let processor = ImageProcessor::new(processor);
+        Self::new(processor, model, VisionCache::new(0), None, 10_000, limits)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    fn picture(colour: u8) -> Source {
+        let picture = ::image::RgbImage::from_pixel(40, 30, ::image::Rgb([colour, 90, 7]));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut bytes, ::image::ImageFormat::Png)
+            .unwrap();
+        Source {
+            param: "image".to_owned(),
+            bytes: bytes.into_inner().into(),
+        }
+    }
+
+    fn pixels(input: &ImageInput) -> &Arc<Prepared> {
+        match &input.content {
+            ImageContent::Pixels(pixels) => pixels,
+            ImageContent::Features(_) => panic!("nothing has been encoded"),
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_that_show_the_same_image_share_its_pixels() {
+        let reader = ImageReader::demo(&LimitArgs::usual());
+        let first = reader.read(vec![picture(1), picture(2), picture(1)]).await;
+        let first = first.unwrap();
+        assert!(Arc::ptr_eq(pixels(&first[0]), pixels(&first[2])));
+        assert!(!Arc::ptr_eq(pixels(&first[0]), pixels(&first[1])));
+        let second = reader.read(vec![picture(2), picture(3)]).await.unwrap();
+        assert!(Arc::ptr_eq(pixels(&first[1]), pixels(&second[0])));
+        drop((first, second));
+        reader.read(vec![picture(4)]).await.unwrap();
+        assert_eq!(reader.waiting().len(), 1, "what is gone is forgotten");
+    }
+
+    #[tokio::test]
+    async fn pixels_wait_until_others_are_encoded_and_not_for_ever() {
+        let limits = LimitArgs {
+            // The tiles of one of the demo's pictures, and a bit.
+            image_memory: 150_000,
+            queue_timeout: Duration::ZERO,
+            ..LimitArgs::usual()
+        };
+        let reader = ImageReader::demo(&limits);
+        let first = reader.read(vec![picture(1)]).await.unwrap();
+        let refused = reader.read(vec![picture(2)]).await.unwrap_err();
+        assert_eq!(refused.code(), "queue_timeout");
+        // It needs none of its own.
+        assert!(reader.read(vec![picture(1)]).await.is_ok());
+        drop(first);
+        assert!(reader.read(vec![picture(2)]).await.is_ok());
+    }
 
     #[test]
     fn data_uris_are_read_as_clients_write_them() {

@@ -9,6 +9,7 @@ use protocol::openai::{Model, ModelList};
 use serde::{Deserialize, Serialize};
 
 use super::app::{App, Shared};
+use super::arrival::{Received, receive};
 use super::body;
 use super::images::blocking;
 use super::refusal::Refusal;
@@ -63,9 +64,11 @@ pub(super) async fn tokenize(
     State(app): State<Shared>,
     request: Request,
 ) -> Result<Json<Tokenized>, Refusal> {
-    let _ticket = app.gate.enter()?;
-    let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let Received {
+        ticket: _ticket,
+        bytes,
+        ..
+    } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let prompt = blocking(move || {
         let request: TokenizeRequest = body::parse(&bytes)?;

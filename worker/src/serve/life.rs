@@ -310,6 +310,7 @@ impl Life {
             sampling: SamplingParams::greedy(),
             stop: Vec::new(),
             logprobs: None,
+            streams: false,
             decode: parts.texts.decoder(),
             arrived: began,
             deadline: None,

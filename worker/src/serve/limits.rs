@@ -27,7 +27,7 @@ pub struct LimitArgs {
     #[arg(long, default_value_t = 40_000_000, value_name = "PIXELS")]
     pub max_image_pixels: u64,
 
-    /// Bytes that images of all requests may take while they are decoded; more wait
+    /// Bytes that images of all requests may take while they are decoded, and again until they are encoded; more wait
     #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
     pub image_memory: usize,
 
@@ -83,6 +83,19 @@ impl LimitArgs {
         };
         limits.decoded = limits.decoded.min(self.image_memory as u64);
         limits
+    }
+}
+
+#[cfg(test)]
+impl LimitArgs {
+    /// Those of a program without flags.
+    pub(super) fn usual() -> Self {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            limits: LimitArgs,
+        }
+        <Flags as clap::Parser>::parse_from(["test"]).limits
     }
 }
 

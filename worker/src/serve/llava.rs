@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::app::{App, Shared};
+use super::arrival::{Received, receive};
 use super::ask::{Answers, Coming, Question, ask};
 use super::body;
 use super::gate::Ticket;
@@ -76,9 +77,11 @@ pub(super) async fn generate(State(app): State<Shared>, request: Request) -> Res
 }
 
 async fn try_generate(app: Shared, request: Request) -> Result<Response, Refusal> {
-    let ticket = app.gate.enter()?;
-    let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let Received {
+        ticket,
+        bytes,
+        arrival,
+    } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let (request, sources) = blocking(move || read(&worker, &bytes)).await??;
     let images = app.images.read(sources).await?;
@@ -89,10 +92,12 @@ async fn try_generate(app: Shared, request: Request) -> Result<Response, Refusal
         .map_err(|problem| Refusal::invalid("invalid_prompt", Some("prompt"), problem))?;
     let generation = generation(&request)?;
     let question = Question {
+        arrival,
         prompt,
         images,
         generation,
         logprobs: None,
+        streams: true,
     };
     answer(&app, request.prompt, question, ticket).await
 }

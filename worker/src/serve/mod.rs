@@ -3,6 +3,7 @@
 mod addresses;
 mod app;
 mod args;
+mod arrival;
 mod ask;
 mod body;
 mod chat;
@@ -12,6 +13,8 @@ mod gate;
 mod images;
 mod info;
 mod lease;
+#[cfg(test)]
+mod leaving;
 mod life;
 mod limits;
 mod llava;

@@ -76,9 +76,8 @@ pub(super) async fn reply(
     app: &Shared,
     answers: Answers,
     form: impl Form,
-    streams: bool,
 ) -> Result<Response, Refusal> {
-    if streams {
+    if answers.streams {
         Ok(stream(app, answers, form))
     } else {
         collect(app, answers, form).await

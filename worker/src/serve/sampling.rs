@@ -152,18 +152,10 @@ fn biases(options: &Options) -> Result<Vec<(u32, f32)>, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        limits: LimitArgs,
-    }
-
     fn checked(json: &str) -> Result<Generation, Refusal> {
-        let limits = Flags::parse_from(["test"]).limits;
+        let limits = LimitArgs::usual();
         check(&serde_json::from_str(json).unwrap(), &limits)
     }
 

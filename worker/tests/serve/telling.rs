@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use shell::clock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::worker::{Worker, ask, ask_about, data_uri};
 
@@ -63,6 +66,7 @@ async fn every_figure_moves_with_what_happened() {
     }
     // An answer is out before its end is counted.
     let of_each = [
+        "llava_request_preparation_time_seconds_count",
         "llava_request_queue_time_seconds_count",
         "llava_time_to_first_token_seconds_count",
         "llava_request_prefill_time_seconds_count",
@@ -122,6 +126,49 @@ async fn a_caller_that_leaves_is_counted_as_one() {
     worker.at_rest().await;
     let counted = async || worker.metric("llava_request_finished_total", "abort").await == 1.0;
     worker.until("the abort is counted", counted).await;
+}
+
+#[tokio::test]
+async fn what_a_caller_waits_for_counts_from_the_head_of_its_request() {
+    let worker = started().await;
+    let before = Figures::read(&worker).await;
+    let body = ask("hello", 2).to_string();
+    let mut stream = TcpStream::connect(worker.api).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let here = async || worker.load().await.waiting == 1;
+    worker.until("its head is here", here).await;
+    let came = clock::now();
+    // Something takes time before the body is sent.
+    for _ in 0..50 {
+        worker.load().await;
+    }
+    let late = (clock::now() - came).as_secs_f64();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let counted = async || worker.metric("llava_request_finished_total", "").await == 2.0;
+    worker.until("it is counted", counted).await;
+    let after = Figures::read(&worker).await;
+    let spent = |name: &str| {
+        let name = format!("llava_{name}_seconds_sum");
+        after.of(&name) - before.of(&name)
+    };
+    let first = spent("time_to_first_token");
+    for (name, time) in [
+        ("preparation", spent("request_preparation_time")),
+        ("first token", first),
+        ("whole answer", spent("e2e_request_latency")),
+    ] {
+        assert!(
+            time >= late,
+            "{name}: {time} s, {late} of them for the body"
+        );
+    }
+    let queued = spent("request_queue_time");
+    assert!(queued <= first - late, "a body is no queue: {queued} s");
 }
 
 /// One answer of `/metrics`.

@@ -10,7 +10,7 @@ use super::Engine;
 use super::guard::guarded;
 use crate::engine::backend::Backend;
 use crate::engine::key::ImageHash;
-use crate::engine::request::ImageContent;
+use crate::engine::request::{ImageContent, Prepared};
 use crate::engine::state::SequenceId;
 use crate::input::ImageFeatures;
 use crate::pixels::PixelValues;
@@ -20,7 +20,7 @@ impl<B: Backend> Engine<B> {
     /// image cannot be encoded ends.
     pub(super) fn encode(&mut self, next: &[(SequenceId, usize)]) {
         let mut features = HashMap::new();
-        let mut wanted: HashMap<ImageHash, Arc<PixelValues>> = HashMap::new();
+        let mut wanted: HashMap<ImageHash, Arc<Prepared>> = HashMap::new();
         let mut asked: Vec<(SequenceId, Vec<usize>)> = Vec::new();
         for (id, count) in next {
             let (Some(running), Some(sequence)) =
@@ -70,14 +70,11 @@ impl<B: Backend> Engine<B> {
         else {
             return;
         };
-        for (image, slot) in sequence.images.iter().zip(&mut sequence.features) {
-            if slot.is_none() {
-                *slot = features
-                    .get(&image.hash)
-                    .filter(|features| features.tokens() == image.tokens)
-                    .cloned();
-            }
-        }
+        sequence.take_images(|image| {
+            let features = features.get(&image.hash);
+            let fits = features.filter(|features| features.tokens() == image.tokens);
+            fits.cloned()
+        });
         running.tiles = sequence.missing_tiles(&running.key, running.computed);
         if asked
             .iter()
@@ -88,8 +85,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// All together; when that fails, one by one, so that only the faulty ones are lost.
-    fn encode_each(&mut self, pixels: &[Arc<PixelValues>]) -> Vec<Option<ImageFeatures>> {
-        let all: Vec<&PixelValues> = pixels.iter().map(AsRef::as_ref).collect();
+    fn encode_each(&mut self, pixels: &[Arc<Prepared>]) -> Vec<Option<ImageFeatures>> {
+        let all: Vec<&PixelValues> = pixels.iter().map(|pixels| &***pixels).collect();
         match guarded(|| self.backend.encode(&all)) {
             Ok(features) => features.into_iter().map(Some).collect(),
             Err(problem) => {

@@ -1,0 +1,58 @@
+//! How a request comes in: a place first, then its body. What its caller waits
+//! for is counted from the head; patience with it only from the whole body, as
+//! nobody may be given up for a slow upload, which has limits of its own.
+
+use std::time::Instant;
+
+use axum::extract::Request;
+use bytes::Bytes;
+use shell::clock;
+
+use super::app::App;
+use super::body;
+use super::gate::Ticket;
+use super::refusal::Refusal;
+
+/// Set on every request: when its head was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadCame(pub Instant);
+
+/// When a request came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival {
+    /// Its head.
+    pub head: Instant,
+    /// The last byte of its body.
+    pub body: Instant,
+}
+
+/// A request that is here.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// Its place.
+    pub ticket: Ticket,
+    /// Its whole body.
+    pub bytes: Bytes,
+    /// When it came.
+    pub arrival: Arrival,
+}
+
+/// Takes a place and reads the body.
+///
+/// # Errors
+/// 429 or 503 when there is no place, or what is wrong with the body.
+pub(super) async fn receive(app: &App, request: Request) -> Result<Received, Refusal> {
+    let ticket = app.gate.enter()?;
+    let (parts, body) = request.into_parts();
+    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let now = clock::now();
+    let head = parts.extensions.get::<HeadCame>();
+    Ok(Received {
+        ticket,
+        bytes,
+        arrival: Arrival {
+            head: head.map_or(now, |head| head.0),
+            body: now,
+        },
+    })
+}
