@@ -177,7 +177,8 @@ impl Model {
             .map(|run| from_row_zero(&spans[run]))
             .collect();
         // Handing small work to another thread would take longer than doing it.
-        let here = on_cpu && (dealt.len() > 1 || self.is_for_one_thread(&spans));
+        let one = self.threads() == 1 || self.is_for_one_thread(&spans);
+        let here = on_cpu && (dealt.len() > 1 || one);
         let mut rest = batch;
         let runs: Vec<Run<'_>> = kv
             .views(&dealt)

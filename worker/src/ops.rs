@@ -2,7 +2,7 @@
 //! own kernels, on other devices by candle's, with the same meaning.
 
 use crate::config::Activation;
-use crate::kernels::pointwise;
+use crate::kernels::{pointwise, worth_sharing};
 use candle_core::{CpuStorage, D, Result, Storage, Tensor};
 use rayon::prelude::*;
 
@@ -122,6 +122,9 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     })?
 }
 
+/// Multiplications that take as long as copying a number.
+const COPYING: usize = 4;
+
 /// The columns of several `[rows, width]` beside each other.
 pub(crate) fn beside(parts: &[Tensor]) -> Result<Tensor> {
     let Some(first) = parts.first() else {
@@ -140,9 +143,17 @@ pub(crate) fn beside(parts: &[Tensor]) -> Result<Tensor> {
     let mut start = 0;
     for (part, wide) in parts.iter().zip(widths) {
         with_values(part, |values| {
-            out.par_chunks_mut(width)
-                .zip(values.par_chunks(wide))
-                .for_each(|(row, values)| row[start..start + wide].copy_from_slice(values));
+            let place = |(row, values): (&mut [f32], &[f32])| {
+                row[start..start + wide].copy_from_slice(values);
+            };
+            if worth_sharing(values.len() * COPYING) {
+                let rows = out.par_chunks_mut(width);
+                rows.zip(values.par_chunks(wide)).for_each(place);
+            } else {
+                out.chunks_mut(width)
+                    .zip(values.chunks(wide))
+                    .for_each(place);
+            }
         })?;
         start += wide;
     }

@@ -31,8 +31,9 @@ struct Count {
 }
 
 pub(crate) async fn measure(table: &mut Table) {
-    let worker = Worker::start_demo(&["--threads", "1"]).await;
-    processor::keep_to(worker.id(), "0");
+    // The worker is born on its processor, and makes as many threads as that is worth.
+    processor::keep_to(std::process::id(), "0");
+    let worker = Worker::start_demo(&[]).await;
     processor::keep_to(std::process::id(), "1");
     let wires = Arc::new(Wires::new(worker.api));
     let busy = || {

@@ -1,10 +1,13 @@
 //! How answers go out, whatever their form: token by token as events, or whole.
 
+use std::time::Duration;
+
 use axum::response::Response;
 use bytes::Bytes;
 use protocol::openai::{FinishReason, Usage};
 use protocol::sse;
 use shell::clock;
+use tokio::time::{Instant, sleep_until};
 
 use super::app::{Shared, unique};
 use super::ask::{Answers, Coming};
@@ -87,13 +90,21 @@ pub(super) async fn reply(
 /// Bytes of events that go out together at most, when a reader is behind.
 const AT_ONCE: usize = 16 << 10;
 
+/// Time between two writes of a stream. Nobody reads faster, and a small model gives tokens so
+/// fast that a write for each would take more of the processors than the model.
+const PACE: Duration = Duration::from_millis(5);
+
 fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
     let patience = app.limits.keep_alive;
     response(async_stream::stream! {
         yield form.opening().concat().into();
         let (mut open, mut tokens) = (form.head().answers, 0);
+        let mut next_write = Instant::now();
         while open > 0 {
             let mut coming = Some(answers.next(patience).await);
+            if Instant::now() < next_write {
+                sleep_until(next_write).await;
+            }
             // What has come by now goes out in one write.
             let mut out = Vec::new();
             while let Some(now) = coming {
@@ -123,6 +134,10 @@ fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
             }
             // A token may be a part of a character, and has no event of its own then.
             if !out.is_empty() {
+                // Whoever is behind is given the rest at once.
+                if out.len() < AT_ONCE {
+                    next_write = Instant::now() + PACE;
+                }
                 yield out.into();
             }
         }

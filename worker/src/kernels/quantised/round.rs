@@ -1,9 +1,12 @@
 //! Rounding to few bits: weights in groups, once, and rows of activations each time.
 
-use super::super::pointwise;
+use super::super::{pointwise, worth_sharing};
 use super::{Bits, PANEL, QUAD};
 use half::f16;
 use rayon::prelude::*;
+
+/// Multiplications that take as long as rounding a number.
+const ROUNDING: usize = 4;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -73,21 +76,36 @@ impl Rounded {
             scales: vec![0.0; rows * groups],
             excess: vec![0; rows * groups],
         };
-        rounded
-            .values
-            .par_chunks_mut(stride)
-            .zip(rounded.scales.par_chunks_mut(groups))
-            .zip(rounded.excess.par_chunks_mut(groups))
-            .zip(x.par_chunks(inputs))
-            .with_min_len(8)
-            .for_each(|(((values, scales), excess), row)| {
+        let (values, scales, excess) = (
+            &mut rounded.values,
+            &mut rounded.scales,
+            &mut rounded.excess,
+        );
+        let one =
+            |(((values, scales), excess), row): (((&mut [i8], &mut [f32]), &mut [i32]), &[f32])| {
                 for (index, part) in row.chunks(group).enumerate() {
                     let (scale, sum) =
                         pointwise::round_to_bytes(part, &mut values[index * group..][..part.len()]);
                     scales[index] = scale;
                     excess[index] = sum * bits.zero();
                 }
-            });
+            };
+        if worth_sharing(x.len() * ROUNDING) {
+            values
+                .par_chunks_mut(stride)
+                .zip(scales.par_chunks_mut(groups))
+                .zip(excess.par_chunks_mut(groups))
+                .zip(x.par_chunks(inputs))
+                .with_min_len(8)
+                .for_each(one);
+        } else {
+            values
+                .chunks_mut(stride)
+                .zip(scales.chunks_mut(groups))
+                .zip(excess.chunks_mut(groups))
+                .zip(x.chunks(inputs))
+                .for_each(one);
+        }
         rounded
     }
 }
