@@ -58,11 +58,14 @@ impl SamplingParams {
         }
     }
 
-    fn changes_logits(&self) -> bool {
+    fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
-            || !self.logit_bias.is_empty()
+    }
+
+    fn changes_logits(&self) -> bool {
+        self.penalises() || !self.logit_bias.is_empty()
     }
 }
 
@@ -70,7 +73,8 @@ impl SamplingParams {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
-    /// How often the answer holds a token; 0 for one of the prompt only.
+    /// How often the answer holds a token; 0 for one of the prompt only. Empty where
+    /// nothing is penalised.
     counts: HashMap<u32, u32>,
     drawn: u64,
     draw: Draw,
@@ -113,7 +117,9 @@ impl Sampler {
             self.choose(logits)
         }?;
         self.drawn += 1;
-        *self.counts.entry(token).or_default() += 1;
+        if self.params.penalises() {
+            *self.counts.entry(token).or_default() += 1;
+        }
         Some(token)
     }
 
