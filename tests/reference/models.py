@@ -205,7 +205,7 @@ def cases(model, seed):
 
 
 @torch.no_grad()
-def compute(model, seed):
+def compute(model, seed, run=run):
     tensors, described = {}, []
     for name, prompt, sizes in cases(model, seed):
         for attempt in range(20):

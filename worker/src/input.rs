@@ -1,7 +1,7 @@
 //! What a sequence is made of once its images are encoded: runs of token ids
 //! and image features in order, cut into chunks for prefill.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::ops::Range;
 
 /// One image after tower, projector and merge: rows that stand in the
@@ -25,6 +25,14 @@ impl ImageFeatures {
     /// Memory that the features hold, in bytes.
     pub fn bytes(&self) -> usize {
         self.rows.elem_count() * self.rows.dtype().size_in_bytes()
+    }
+
+    /// The rows as numbers, to compare them.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn to_rows(&self) -> candle_core::Result<Vec<Vec<f32>>> {
+        self.rows.to_dtype(DType::F32)?.to_vec2()
     }
 
     /// The rows, `[tokens, hidden]`.
@@ -102,7 +110,7 @@ pub fn positions(pieces: &[Piece]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn image(tokens: usize) -> Piece {
         let rows = Tensor::zeros((tokens, 4), DType::F32, &Device::Cpu).unwrap();

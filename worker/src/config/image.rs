@@ -82,9 +82,10 @@ impl ImageConfig {
         };
         if self.unpad {
             picture.unpad(original);
-        }
-        if let Some(max) = self.max_tiles {
-            picture.shrink(max, side);
+            // LLaVA-NeXT shrinks nothing whose padding it keeps.
+            if let Some(max) = self.max_tiles {
+                picture.shrink(max, side);
+            }
         }
         picture
     }

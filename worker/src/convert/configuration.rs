@@ -75,9 +75,10 @@ pub(super) fn original(
     if !model.projector.bias || model.projector.activation != Activation::Gelu {
         return Err("has a projector without bias or GELU, but LLaVA's has both".to_owned());
     }
-    if shape.aspect == Aspect::Anyres && !shape.newline {
+    if shape.aspect == Aspect::Anyres && shape.newline != shape.unpad {
         return Err(
-            "lays tiles out without newlines, but LLaVA always ends rows with one".to_owned(),
+            "cuts padding away without newlines, but LLaVA then always ends rows with one"
+                .to_owned(),
         );
     }
     let (kind, class) = match model.text.kind {
@@ -104,7 +105,11 @@ pub(super) fn original(
         "mm_vision_select_layer": if model.vision.kind == VisionKind::Siglip { -2 } else { select(model) },
         "mm_vision_select_feature": if model.keep_class { "cls_patch" } else { "patch" },
         "mm_projector_type": projector_type(model.projector.depth),
-        "mm_patch_merge_type": if shape.spatial { "spatial_unpad" } else { "flat" },
+        "mm_patch_merge_type": match (shape.spatial, shape.unpad) {
+            (false, _) => "flat",
+            (true, false) => "spatial",
+            (true, true) => "spatial_unpad",
+        },
         "image_aspect_ratio": ratio, "use_mm_proj": true,
         "mm_use_im_start_end": false, "mm_use_im_patch_token": false, "unfreeze_mm_vision_tower": false,
         "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.max_length,

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use llava_worker::config::Aspect;
 use llava_worker::convert::{ConvertError, Layout, Target, checkpoint};
 use llava_worker::model::{LoadOptions, Model};
 use llava_worker::prompt::{Message, Part, PromptRenderer, Role};
@@ -61,8 +62,10 @@ fn every_checkpoint_answers_the_same_in_every_layout() {
     let place = TempDir::new().unwrap();
     for checkpoint in CHECKPOINTS {
         let native = load(checkpoint, &LoadOptions::default());
-        // transformers has but one projector: those of LLaVA's others stay in its layout.
-        let others = native.config().projector.depth != 2;
+        // transformers has but one projector and one way to lay tiles out: LLaVA's others stay in its layout.
+        let image = &native.config().image;
+        let others = native.config().projector.depth != 2
+            || (image.aspect == Aspect::Anyres && !image.unpad);
         for layout in TRANSFORMERS.into_iter().chain([Layout::Original]) {
             if others && layout != Layout::Original {
                 continue;
@@ -362,7 +365,6 @@ fn what_a_layout_has_no_words_for_is_refused() {
         fs::write(dir.join("config.json"), config.to_string()).unwrap();
         dir
     };
-    let flat = change("original-next", "mm_patch_merge_type", json!("flat"));
     let linear = change("original-next", "mm_projector_type", json!("linear"));
     let relu = change(
         "llava-v5",
@@ -370,7 +372,8 @@ fn what_a_layout_has_no_words_for_is_refused() {
         json!("gelu_pytorch_tanh"),
     );
     for (dir, layout, word) in [
-        (flat, Layout::Transformers5, "flat"),
+        (folder("original-flat"), Layout::Transformers5, "flat"),
+        (folder("original-spatial"), Layout::Transformers5, "padding"),
         (linear, Layout::Transformers5, "projector"),
         (relu, Layout::Original, "GELU"),
     ] {

@@ -47,6 +47,33 @@ fn image_tokens_are_counted_as_they_are_encoded() {
 }
 
 #[test]
+fn image_features_are_within_a_thousandth_of_the_reference() {
+    for checkpoint in CHECKPOINTS {
+        let model = load(checkpoint, &LoadOptions::default());
+        for case in cases(checkpoint) {
+            let encoded = encode(&model, &case.images());
+            for (index, features) in encoded.iter().enumerate() {
+                let wanted = |what: &str| {
+                    expected(
+                        checkpoint,
+                        &format!("{}.features.{index}.{what}", case.name),
+                    )
+                };
+                let rows = features.to_rows().unwrap();
+                let count = rows.len();
+                let ends = [&rows[..2], &rows[count - 2..]].concat().concat();
+                let place = format!("{checkpoint} {} image {index}", case.name);
+                assert!(worst(&ends, &wanted("ends")) < 1e-3, "{place}: ends");
+                let mean: Vec<f32> = (0..rows[0].len())
+                    .map(|at| rows.iter().map(|row| row[at]).sum::<f32>() / count as f32)
+                    .collect();
+                assert!(worst(&mean, &wanted("mean")) < 1e-3, "{place}: mean");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_prompt_in_chunks_gives_the_same_bits_as_in_one_piece() {
     use llava_worker::input::{positions, slice};
     use llava_worker::model::Part;

@@ -35,6 +35,8 @@ pub(crate) const CHECKPOINTS: &[&str] = &[
     "original-inside",
     "next-vicuna",
     "original-next",
+    "original-flat",
+    "original-spatial",
     "next-mistral",
     "next-yi",
     "interleave",
