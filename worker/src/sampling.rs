@@ -9,13 +9,13 @@ use std::collections::HashMap;
 use crate::kernels::pointwise;
 use draw::{Draw, Range, heavier};
 
-/// Below this temperature sampling is greedy, as in LLaVA's worker.
-const GREEDY_BELOW: f32 = 1e-3;
+/// Up to this temperature sampling is greedy: LLaVA's worker samples only above it.
+const GREEDY_UP_TO: f32 = 1e-3;
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 is greedy; 1 the model's own distribution.
+    /// Up to 0.001 is greedy; 1 is the model's own distribution.
     pub temperature: f32,
     /// Share of the probability that is sampled from, above 0 and at most 1.
     pub top_p: f32,
@@ -27,7 +27,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Taken from a logit once for each time the answer holds the token.
     pub frequency_penalty: f32,
-    /// Added to logits, by token.
+    /// Added to logits, by token, before penalties.
     pub logit_bias: Vec<(u32, f32)>,
     /// Makes draws repeatable.
     pub seed: u64,
@@ -126,6 +126,11 @@ impl Sampler {
     fn changed(&self, logits: &[f32]) -> Vec<f32> {
         let params = &self.params;
         let mut changed = logits.to_vec();
+        for &(token, bias) in &params.logit_bias {
+            if let Some(logit) = changed.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
         for (&token, &count) in &self.counts {
             let Some(logit) = changed.get_mut(token as usize) else {
                 continue;
@@ -139,18 +144,13 @@ impl Sampler {
                 *logit -= params.presence_penalty + params.frequency_penalty * count as f32;
             }
         }
-        for &(token, bias) in &params.logit_bias {
-            if let Some(logit) = changed.get_mut(token as usize) {
-                *logit += bias;
-            }
-        }
         changed
     }
 
     fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let best = argmax(logits)?;
         let params = &self.params;
-        if params.temperature < GREEDY_BELOW || params.top_k == 1 {
+        if params.temperature <= GREEDY_UP_TO || params.top_k == 1 {
             return Some(best);
         }
         let range = Range {
@@ -224,89 +224,4 @@ fn uniform(seed: u64, index: u64) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn draws(params: &SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(params.clone(), []);
-        (0..count).map(|_| sampler.next(logits).unwrap()).collect()
-    }
-
-    #[test]
-    fn greedy_takes_the_first_of_equals() {
-        let logits = [0.0, 3.0, f32::NAN, 3.0];
-        assert_eq!(draws(&SamplingParams::greedy(), &logits, 3), [1, 1, 1]);
-        assert_eq!(
-            Sampler::new(SamplingParams::greedy(), []).next(&[f32::NAN]),
-            None
-        );
-    }
-
-    #[test]
-    fn draws_follow_the_distribution() {
-        let logits = [0.7f32.ln(), 0.2f32.ln(), 0.1f32.ln()];
-        let drawn = draws(&SamplingParams::default(), &logits, 20_000);
-        for (token, expected) in [(0, 0.7), (1, 0.2), (2, 0.1)] {
-            let share = drawn.iter().filter(|&&t| t == token).count() as f64 / 20_000.0;
-            assert!((share - expected).abs() < 0.015, "token {token}: {share}");
-        }
-    }
-
-    #[test]
-    fn top_p_and_top_k_cut_the_tail() {
-        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.2f32.ln()];
-        let p = SamplingParams {
-            top_p: 0.7,
-            ..SamplingParams::default()
-        };
-        assert!(draws(&p, &logits, 500).iter().all(|&token| token < 2));
-        let k = SamplingParams {
-            top_k: 1,
-            ..SamplingParams::default()
-        };
-        assert!(draws(&k, &logits, 50).iter().all(|&token| token == 0));
-    }
-
-    #[test]
-    fn penalties_and_bias_move_the_choice() {
-        let logits = [1.0, 0.9, -5.0];
-        let once = SamplingParams {
-            presence_penalty: 0.5,
-            ..SamplingParams::greedy()
-        };
-        assert_eq!(draws(&once, &logits, 3), [0, 1, 0]);
-        let bias = SamplingParams {
-            logit_bias: vec![(2, 100.0)],
-            ..SamplingParams::greedy()
-        };
-        assert_eq!(draws(&bias, &logits, 1), [2]);
-        let mut repeated = Sampler::new(
-            SamplingParams {
-                repetition_penalty: 2.0,
-                ..SamplingParams::greedy()
-            },
-            [0],
-        );
-        assert_eq!(repeated.next(&logits), Some(1));
-    }
-
-    #[test]
-    fn probabilities_are_those_of_the_softmax() {
-        let logits = [1.0, 2.0, 3.0];
-        let total: f32 = (0..3).map(|token| logprob(&logits, token).exp()).sum();
-        assert!((total - 1.0).abs() < 1e-6);
-        let best = top(&logits, 2);
-        assert_eq!(best[0].token, 2);
-        assert!((best[1].logprob - logprob(&logits, 1)).abs() < 1e-6);
-    }
-
-    proptest! {
-        #[test]
-        fn a_seed_repeats_its_draws(seed: u64, top_p in 0.1f32..1.0, logits in prop::collection::vec(-4f32..4.0, 2..40)) {
-            let params = SamplingParams { seed, top_p, ..SamplingParams::default() };
-            prop_assert_eq!(draws(&params, &logits, 20), draws(&params, &logits, 20));
-        }
-    }
-}
+mod tests;
