@@ -4,6 +4,7 @@
 //! whole. What is in the cache already needs no network.
 
 mod bucket;
+mod checksum;
 mod download;
 mod hub;
 mod lock;
@@ -14,12 +15,31 @@ mod source;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error_text::chain;
 pub use bucket::{Settings, Store};
+use checksum::Checksum;
 pub use download::Progress;
 pub use source::{BadSource, Source};
 
 /// Where the hub is unless `HF_ENDPOINT` says otherwise.
 const HUB: &str = "https://huggingface.co";
+
+/// What happens while a source is fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A file is further.
+    Progress(Progress),
+    /// The source cannot be asked what is new; what was fetched of it before is used.
+    Cached {
+        /// Why it cannot be asked.
+        why: String,
+        /// What is used.
+        path: PathBuf,
+    },
+}
+
+/// Whom to tell.
+type OnEvent<'a> = &'a (dyn Fn(Event) + Send + Sync);
 
 /// Why a source could not be brought here.
 #[derive(Debug, thiserror::Error)]
@@ -85,12 +105,28 @@ impl FetchError {
         }
     }
 
+    /// What was fetched before where the source only cannot be reached; else the error.
+    fn unless_known(self, known: Option<PathBuf>, on_event: OnEvent<'_>) -> Result<PathBuf, Self> {
+        match known {
+            Some(path) if !self.is_final() => {
+                let why = chain(&self);
+                let used = path.clone();
+                on_event(Event::Cached { why, path: used });
+                Ok(path)
+            }
+            _ => Err(self),
+        }
+    }
+
     /// Whether asking again can only fail again.
     fn is_final(&self) -> bool {
         use object_store::Error;
         match self {
             Self::Write { .. } => true,
-            Self::Status { status, .. } => (400..500).contains(status),
+            // 408 and 429 are about the moment.
+            Self::Status { status, .. } => {
+                (400..500).contains(status) && !matches!(status, 408 | 429)
+            }
             Self::Store { source, .. } => matches!(
                 source.as_ref(),
                 Error::NotFound { .. }
@@ -186,18 +222,18 @@ impl Fetcher {
     pub async fn resolve(
         &self,
         source: &Source,
-        on_progress: &(dyn Fn(Progress) + Send + Sync),
+        on_event: OnEvent<'_>,
     ) -> Result<PathBuf, FetchError> {
         match source {
             Source::Local(path) if path.exists() => Ok(path.clone()),
             Source::Local(path) => Err(FetchError::NoSuchPath { path: path.clone() }),
-            Source::Hub { id, revision } => self.snapshot(id, revision, on_progress).await,
+            Source::Hub { id, revision } => self.snapshot(id, revision, on_event).await,
             Source::Bucket {
                 store,
                 bucket,
                 path,
-            } => self.bucket(*store, bucket, path, on_progress).await,
-            Source::Https { url, sha256 } => self.file(url, sha256, on_progress).await,
+            } => self.bucket(*store, bucket, path, on_event).await,
+            Source::Https { url, sha256 } => self.file(url, sha256, on_event).await,
         }
     }
 
@@ -206,7 +242,7 @@ impl Fetcher {
         &self,
         url: &str,
         sha256: &str,
-        on_progress: &(dyn Fn(Progress) + Send + Sync),
+        on_event: OnEvent<'_>,
     ) -> Result<PathBuf, FetchError> {
         let last = url
             .split(['?', '#'])
@@ -224,6 +260,7 @@ impl Fetcher {
         if path.is_file() {
             return Ok(path);
         }
+        let checksum = Checksum::Sha256(sha256.to_owned());
         let wanted = download::Wanted {
             url,
             origin: &origin::Origin::Http {
@@ -231,10 +268,11 @@ impl Fetcher {
                 token: None,
             },
             size: None,
-            sha256: Some(sha256),
+            checksum: Some(&checksum),
             path: &path,
         };
-        download::fetch(&wanted, on_progress).await?;
+        let progress = |progress| on_event(Event::Progress(progress));
+        download::fetch(&wanted, &progress).await?;
         Ok(path)
     }
 }
@@ -246,10 +284,8 @@ impl Fetcher {
 pub async fn resolve(
     text: &str,
     cache: &Path,
-    on_progress: &(dyn Fn(Progress) + Send + Sync),
+    on_event: OnEvent<'_>,
 ) -> Result<PathBuf, FetchError> {
     let source: Source = text.parse()?;
-    Fetcher::from_env(cache)?
-        .resolve(&source, on_progress)
-        .await
+    Fetcher::from_env(cache)?.resolve(&source, on_event).await
 }

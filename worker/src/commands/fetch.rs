@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::fetch::{Fetcher, Progress, Source};
+use crate::fetch::{Event, Fetcher, Progress, Source};
 
-/// Fetches a checkpoint: hf://owner/name[@revision], or one file by https://…#sha256=….
+/// Fetches a checkpoint: hf://owner/name[@revision], s3://, gs:// or az://bucket/path, or one file by https://…#sha256=….
 #[derive(Debug, Args)]
 pub(super) struct FetchArgs {
     /// Where it comes from.
@@ -34,7 +34,12 @@ impl FetchArgs {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let path = runtime.block_on(fetcher.resolve(&self.source, &|progress| show(&progress)))?;
+        let path = runtime.block_on(fetcher.resolve(&self.source, &|event| match event {
+            Event::Progress(progress) => show(&progress),
+            Event::Cached { why, path } => {
+                eprintln!("{why}\nwhat was fetched before is used: {}", path.display());
+            }
+        }))?;
         writeln!(std::io::stdout(), "{}", path.display())?;
         Ok(())
     }

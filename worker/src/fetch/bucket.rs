@@ -3,7 +3,6 @@
 //! keyed by what the listing says of every file.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,10 +14,9 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use sha2::{Digest, Sha256};
 
-use super::download::Progress;
 use super::origin::Origin;
 use super::snapshot::{self, File};
-use super::{FetchError, Fetcher};
+use super::{FetchError, Fetcher, OnEvent};
 
 /// Longest listing of a folder that is read, in files.
 const MOST_FILES: usize = 10_000;
@@ -72,7 +70,7 @@ impl Fetcher {
         store: Store,
         bucket: &str,
         path: &str,
-        on_progress: &(dyn Fn(Progress) + Send + Sync),
+        on_event: OnEvent<'_>,
     ) -> Result<PathBuf, FetchError> {
         let url = format!("{}://{bucket}/{path}", store.scheme());
         let wrong = |problem: String| FetchError::Wrong {
@@ -94,11 +92,7 @@ impl Fetcher {
                     _ => FetchError::in_store(&url)(error),
                 };
                 // What was whole once serves while the store cannot be reached.
-                let known = fs::read_to_string(&reference)
-                    .ok()
-                    .filter(|_| !error.is_final());
-                let whole = known.map(|key| folder.join("snapshots").join(key));
-                return whole.filter(|path| path.is_dir()).ok_or(error);
+                return error.unless_known(snapshot::known(&folder, &reference), on_event);
             }
         };
         if objects.is_empty() {
@@ -136,7 +130,7 @@ impl Fetcher {
                     name: name.clone(),
                     blob: hex(&Sha256::digest(format!("{}\n{version}", object.location))),
                     size: Some(object.size),
-                    sha256: None,
+                    checksum: None,
                     origin: Origin::Object {
                         store: client.as_ref(),
                         path: object.location.clone(),
@@ -147,7 +141,7 @@ impl Fetcher {
             }
         }
         let key = hex(&key.finalize());
-        snapshot::fill(&folder, &key, &files, on_progress).await?;
+        snapshot::fill(&folder, &key, &files, on_event).await?;
         snapshot::write_whole(&reference, &key)?;
         Ok(folder.join("snapshots").join(key))
     }

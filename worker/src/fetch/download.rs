@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,16 +12,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use sha2::{Digest, Sha256};
 
 use super::FetchError;
+use super::checksum::Checksum;
 use super::origin::{Answer, Origin};
 
 /// Bytes asked for in one request.
 const PART: u64 = 16 << 20;
 /// Requests under way at a time for one file.
 const AT_ONCE: usize = 4;
-/// Attempts at one part.
+/// Attempts at one request.
 const ATTEMPTS: u32 = 5;
 
 /// How far a file is.
@@ -41,8 +41,27 @@ pub(super) struct Wanted<'a> {
     pub(super) url: &'a str,
     pub(super) origin: &'a Origin<'a>,
     pub(super) size: Option<u64>,
-    pub(super) sha256: Option<&'a str>,
+    pub(super) checksum: Option<&'a Checksum>,
     pub(super) path: &'a Path,
+}
+
+/// Attempts at one request so far, and longer and longer pauses between them.
+#[derive(Default)]
+pub(super) struct Attempts(u32);
+
+impl Attempts {
+    /// Waits until it is worth trying again.
+    ///
+    /// # Errors
+    /// `error` itself where asking again can only fail again, or has failed often enough.
+    pub(super) async fn again(&mut self, error: FetchError) -> Result<(), FetchError> {
+        self.0 += 1;
+        if error.is_final() || self.0 == ATTEMPTS {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(100 << self.0)).await;
+        Ok(())
+    }
 }
 
 /// Fetches a file to its path.
@@ -51,7 +70,21 @@ pub(super) async fn fetch(
     on_progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<(), FetchError> {
     let partial = Partial::open(wanted.path)?;
-    let first = wanted.origin.ask(wanted.url, 0, PART - 1).await?;
+    if wanted.size == Some(0) {
+        // There is no range to ask for.
+        partial
+            .file
+            .set_len(0)
+            .map_err(write_error(&partial.data))?;
+        return finish(wanted, partial, 0);
+    }
+    let mut attempts = Attempts::default();
+    let first = loop {
+        match wanted.origin.ask(wanted.url, 0, PART - 1).await {
+            Ok(answer) => break answer,
+            Err(error) => attempts.again(error).await?,
+        }
+    };
     let Some(total) = first.total else {
         // No ranges here: the answer is the whole file.
         let written = partial.write_all(first).await?;
@@ -125,7 +158,7 @@ async fn one_part(
     mut answer: Option<Answer>,
 ) -> Result<u64, FetchError> {
     let start = part * PART;
-    let mut attempt = 1;
+    let mut attempts = Attempts::default();
     loop {
         let tried = async {
             let answer = match answer.take() {
@@ -141,10 +174,8 @@ async fn one_part(
         };
         match tried.await {
             Ok(()) => break,
-            Err(error) if error.is_final() || attempt == ATTEMPTS => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100 << attempt)).await,
+            Err(error) => attempts.again(error).await?,
         }
-        attempt += 1;
     }
     partial.note(part)?;
     Ok(length)
@@ -162,14 +193,16 @@ fn finish(wanted: &Wanted<'_>, partial: Partial, length: u64) -> Result<(), Fetc
             wanted.size.unwrap_or_default()
         )))
     } else {
-        match wanted.sha256 {
+        match wanted.checksum {
             None => Ok(()),
-            Some(digest) => {
-                let found = digest_of(&partial.data).map_err(write_error(&partial.data))?;
-                if found == digest {
+            Some(checksum) => {
+                let found = checksum
+                    .of_file(&partial.data)
+                    .map_err(write_error(&partial.data))?;
+                if found == *checksum {
                     Ok(())
                 } else {
-                    Err(wrong(format!("its SHA-256 is {found} instead of {digest}")))
+                    Err(wrong(format!("its {found} is not the promised {checksum}")))
                 }
             }
         }
@@ -180,24 +213,6 @@ fn finish(wanted: &Wanted<'_>, partial: Partial, length: u64) -> Result<(), Fetc
             // Going on from wrong bytes would never end well.
             partial.discard()?;
             Err(error)
-        }
-    }
-}
-
-fn digest_of(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => {
-                return Ok(digest
-                    .finalize()
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect());
-            }
-            read => digest.update(&buffer[..read]),
         }
     }
 }

@@ -2,16 +2,16 @@
 //! `blobs` by digest, `snapshots/<commit>` linking to them by name, `refs` from
 //! revisions to commits. Python's tools find what is fetched here, and the reverse.
 
-use std::fs;
 use std::path::PathBuf;
 
 use reqwest::header::AUTHORIZATION;
 use serde::Deserialize;
 
-use super::download::Progress;
+use super::checksum::Checksum;
+use super::download::Attempts;
 use super::origin::Origin;
 use super::snapshot::{self, File};
-use super::{FetchError, Fetcher};
+use super::{FetchError, Fetcher, OnEvent};
 
 /// Longest listing of a repository that is read, in bytes.
 const LONGEST_LISTING: usize = 16 << 20;
@@ -42,7 +42,7 @@ impl Fetcher {
         &self,
         id: &str,
         revision: &str,
-        on_progress: &(dyn Fn(Progress) + Send + Sync),
+        on_event: OnEvent<'_>,
     ) -> Result<PathBuf, FetchError> {
         let folder = self
             .cache
@@ -53,21 +53,20 @@ impl Fetcher {
         if let Some(whole) = commit.filter(|path| path.is_dir()) {
             return Ok(whole);
         }
-        let listing = match self.listing(id, revision).await {
-            Ok(listing) => listing,
-            Err(error @ FetchError::Request { .. }) => {
-                let known = fs::read_to_string(&reference)
-                    .ok()
-                    .filter(|commit| is_commit(commit));
-                let whole = known.map(|commit| folder.join("snapshots").join(commit));
-                return whole.filter(|path| path.is_dir()).ok_or(error);
+        let known = snapshot::known(&folder, &reference);
+        let mut attempts = Attempts::default();
+        let listing = loop {
+            match self.listing(id, revision).await {
+                Ok(listing) => break listing,
+                Err(error @ FetchError::Wrong { .. }) => return Err(error),
+                Err(error) if known.is_some() => return error.unless_known(known, on_event),
+                Err(error) => attempts.again(error).await?,
             }
-            Err(error) => return Err(error),
         };
         let snapshot = folder.join("snapshots").join(&listing.sha);
         if !snapshot.is_dir() {
             let files = self.files(id, &listing)?;
-            snapshot::fill(&folder, &listing.sha, &files, on_progress).await?;
+            snapshot::fill(&folder, &listing.sha, &files, on_event).await?;
         }
         snapshot::write_whole(&reference, &listing.sha)?;
         Ok(snapshot)
@@ -129,11 +128,13 @@ impl Fetcher {
                 "{}/{id}/resolve/{}/{}",
                 self.endpoint, listing.sha, file.rfilename
             );
-            let sha256 = file.lfs.as_ref().map(|lfs| lfs.sha256.clone());
-            let digest = sha256.as_ref().or(file.blob_id.as_ref()).filter(|digest| {
-                digest.len() >= 40 && digest.chars().all(|c| c.is_ascii_hexdigit())
-            });
-            let Some(digest) = digest.cloned() else {
+            // A large file's id in Git is that of its pointer.
+            let checksum = match (&file.lfs, &file.blob_id) {
+                (Some(lfs), _) => Some(Checksum::Sha256(lfs.sha256.to_ascii_lowercase())),
+                (None, Some(id)) => Some(Checksum::GitBlob(id.to_ascii_lowercase())),
+                (None, None) => None,
+            };
+            let Some(checksum) = checksum.filter(Checksum::is_well_formed) else {
                 return Err(FetchError::Wrong {
                     url,
                     problem: "the listing gives no digest for it".to_owned(),
@@ -141,9 +142,9 @@ impl Fetcher {
             };
             Ok(File {
                 name: file.rfilename.clone(),
-                blob: digest,
+                blob: checksum.hex().to_owned(),
                 size: file.size,
-                sha256,
+                checksum: Some(checksum),
                 origin: Origin::Http {
                     client: &self.client,
                     token: self.token.as_deref(),

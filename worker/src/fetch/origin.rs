@@ -81,6 +81,13 @@ async fn http(
         request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
     let answer = request.send().await.map_err(&failed)?;
+    if start == 0 && answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        // Only an empty file has no range that begins with its first byte (RFC 9110, 14.1.2).
+        return Ok(Answer {
+            total: None,
+            body: futures::stream::empty().boxed(),
+        });
+    }
     if !answer.status().is_success() {
         return Err(FetchError::Status {
             url: url.to_owned(),

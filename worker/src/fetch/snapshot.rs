@@ -2,12 +2,13 @@
 //! `snapshots/<key>` linking to them by name. A snapshot appears when it is whole.
 
 use std::fs;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use super::FetchError;
+use super::checksum::Checksum;
 use super::download::{self, Progress, Wanted};
 use super::lock::Lock;
 use super::origin::Origin;
+use super::{Event, FetchError, OnEvent};
 
 /// Endings of the files that a checkpoint is made of.
 const ENDINGS: &[&str] = &[".json", ".jinja", ".safetensors", ".model", ".txt"];
@@ -19,7 +20,7 @@ pub(super) struct File<'a> {
     /// Its contents' name among the blobs.
     pub(super) blob: String,
     pub(super) size: Option<u64>,
-    pub(super) sha256: Option<String>,
+    pub(super) checksum: Option<Checksum>,
     pub(super) origin: Origin<'a>,
     pub(super) url: String,
 }
@@ -30,7 +31,7 @@ pub(super) async fn fill(
     folder: &Path,
     key: &str,
     files: &[File<'_>],
-    on_progress: &(dyn Fn(Progress) + Send + Sync),
+    on_event: OnEvent<'_>,
 ) -> Result<(), FetchError> {
     let _lock = Lock::of(folder).await?;
     let snapshots = folder.join("snapshots");
@@ -50,14 +51,14 @@ pub(super) async fn fill(
                 url: &file.url,
                 origin: &file.origin,
                 size: file.size,
-                sha256: file.sha256.as_deref(),
+                checksum: file.checksum.as_ref(),
                 path: &blob,
             };
             download::fetch(&wanted, &|progress| {
-                on_progress(Progress {
+                on_event(Event::Progress(Progress {
                     file: file.name.clone(),
                     ..progress
-                });
+                }));
             })
             .await?;
         }
@@ -94,6 +95,13 @@ pub(super) fn is_safe(name: &str) -> bool {
         && Path::new(name)
             .components()
             .all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// The snapshot that `reference` was last at, if it is whole.
+pub(super) fn known(folder: &Path, reference: &Path) -> Option<PathBuf> {
+    let key = fs::read_to_string(reference).ok()?;
+    let whole = is_safe(&key).then(|| folder.join("snapshots").join(key))?;
+    whole.is_dir().then_some(whole)
 }
 
 /// Links `path`, which is `name` inside a snapshot, to its blob.

@@ -14,7 +14,7 @@ use super::remote::RemoteImages;
 use super::status::Status;
 use super::texts::{CheckpointTexts, Texts};
 use crate::engine::{Budget, EngineMetrics, EngineOptions, LoadedModel, VisionCache};
-use crate::fetch::{self, FetchError, Progress};
+use crate::fetch::{self, Event, FetchError};
 use crate::image::{ImageProcessor, ProcessorConfig, ProcessorError};
 use crate::model::{DeviceChoice, Dtype, ForwardError, LoadError, Model};
 use crate::prompt::{PromptError, PromptRenderer};
@@ -251,9 +251,18 @@ fn processor(
 
 /// The directory of a source, brought into the cache first where it is elsewhere.
 async fn directory(given: &str, cache: &Path, status: &Status) -> Result<PathBuf, LoadFailure> {
-    let show = |progress: Progress| {
-        if let Some(total) = progress.total.filter(|total| *total > 0) {
-            status.progress(progress.done as f64 / total as f64);
+    let show = |event| match event {
+        Event::Progress(progress) => {
+            if let Some(total) = progress.total.filter(|total| *total > 0) {
+                status.progress(progress.done as f64 / total as f64);
+            }
+        }
+        Event::Cached { why, path } => {
+            tracing::warn!(
+                why,
+                path = %path.display(),
+                "the source cannot be asked what is new; what was fetched before is used"
+            );
         }
     };
     let path = fetch::resolve(given, cache, &show)

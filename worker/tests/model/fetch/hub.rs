@@ -1,8 +1,9 @@
-//! A hub with one repository, `owner/name`, that can be made to misbehave.
+//! A hub with one repository, `owner/name`, that can be made to misbehave. As on the real one, only weights are
+//! large files with a SHA-256; others have an id in Git.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -10,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::hex;
@@ -21,6 +23,11 @@ struct Shelf {
     refuse_from: AtomicU64,
     lies: AtomicBool,
     sent: AtomicU64,
+    /// Requests that are answered with an error first.
+    failing: AtomicU64,
+    /// Ranges that wait for each other before any is answered.
+    together: watch::Sender<usize>,
+    gathering: AtomicUsize,
 }
 
 pub(crate) struct Hub {
@@ -36,6 +43,9 @@ impl Hub {
             refuse_from: AtomicU64::new(u64::MAX),
             lies: AtomicBool::new(false),
             sent: AtomicU64::new(0),
+            failing: AtomicU64::new(0),
+            together: watch::Sender::new(0),
+            gathering: AtomicUsize::new(0),
         });
         let app = Router::new()
             .route("/api/models/owner/name/revision/{revision}", get(listing))
@@ -63,20 +73,64 @@ impl Hub {
         self.shelf.lies.store(true, Ordering::SeqCst);
     }
 
+    /// The next `requests` are answered with 503.
+    pub(crate) fn fail(&self, requests: u64) {
+        self.shelf.failing.store(requests, Ordering::SeqCst);
+    }
+
+    /// No range behind a file's first is answered before `ranges` of them have been asked for.
+    pub(crate) fn answer_together(&self, ranges: usize) {
+        self.shelf.gathering.store(ranges, Ordering::SeqCst);
+    }
+
     /// Bytes sent so far.
     pub(crate) fn sent(&self) -> u64 {
         self.shelf.sent.load(Ordering::SeqCst)
     }
 }
 
+impl Shelf {
+    fn fails(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        let (set, read) = (Ordering::SeqCst, Ordering::SeqCst);
+        self.failing.fetch_update(set, read, one_less).is_ok()
+    }
+
+    /// Waits until as many ranges as wished have come.
+    async fn gather(&self) {
+        let wished = self.gathering.load(Ordering::SeqCst);
+        let mut come = self.together.subscribe();
+        self.together.send_modify(|come| *come += 1);
+        come.wait_for(|come| *come >= wished).await.unwrap();
+    }
+}
+
+/// What `git hash-object` says.
+fn blob(bytes: &[u8]) -> String {
+    use sha1::Digest;
+    let mut digest = sha1::Sha1::new();
+    digest.update(format!("blob {}\0", bytes.len()));
+    digest.update(bytes);
+    let digest = digest.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 async fn listing(State(shelf): State<Arc<Shelf>>) -> Response {
+    if shelf.fails() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let lies = shelf.lies.load(Ordering::SeqCst);
     let siblings: Vec<_> = shelf
         .files
         .iter()
         .map(|(name, bytes)| {
-            let digest = if lies { hex(b"something else") } else { hex(bytes) };
-            json!({ "rfilename": name, "size": bytes.len(), "blobId": COMMIT, "lfs": { "sha256": digest } })
+            let told: &[u8] = if lies { b"something else" } else { bytes };
+            let mut file = json!({ "rfilename": name, "size": bytes.len(), "blobId": blob(told) });
+            if !name.ends_with(".json") {
+                file["blobId"] = json!(COMMIT);
+                file["lfs"] = json!({ "sha256": hex(told) });
+            }
+            file
         })
         .collect();
     json!({ "sha": COMMIT, "siblings": siblings })
@@ -99,8 +153,17 @@ async fn file(
         .unwrap()
         .split_once('-')
         .unwrap();
+    if shelf.fails() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let start: u64 = range.0.parse().unwrap();
+    if start >= bytes.len() as u64 {
+        return StatusCode::RANGE_NOT_SATISFIABLE.into_response();
+    }
     let end = range.1.parse::<u64>().unwrap().min(bytes.len() as u64 - 1);
+    if start > 0 {
+        shelf.gather().await;
+    }
     if start >= shelf.refuse_from.load(Ordering::SeqCst) {
         return StatusCode::FORBIDDEN.into_response();
     }

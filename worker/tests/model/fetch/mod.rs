@@ -6,9 +6,10 @@ mod buckets;
 mod hub;
 
 use std::fs;
+use std::sync::Mutex;
 
 use hub::{COMMIT, Hub};
-use llava_worker::fetch::{FetchError, Fetcher, Source};
+use llava_worker::fetch::{Event, FetchError, Fetcher, Source};
 use sha2::{Digest, Sha256};
 
 fn hex(bytes: &[u8]) -> String {
@@ -152,6 +153,107 @@ async fn a_file_with_another_digest_is_refused_and_not_kept() {
     let repository = cache.path().join("models--owner--name");
     assert!(!repository.join("snapshots").join(COMMIT).exists());
     assert_eq!(fs::read_dir(repository.join("blobs")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_small_file_is_checked_by_its_id_in_git() {
+    let hub = Hub::start([("config.json", b"{}".to_vec())]).await;
+    hub.lie_about_digests();
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    let error = fetcher
+        .resolve(&source("hf://owner/name"), &|_| ())
+        .await
+        .unwrap_err()
+        .to_string();
+    // What `git hash-object` says of `{}`.
+    assert!(
+        error.contains("its Git blob 9e26dfeeb6e641a33dae4961196235bdb965b21b is not the promised"),
+        "{error}"
+    );
+    let repository = cache.path().join("models--owner--name");
+    assert_eq!(fs::read_dir(repository.join("blobs")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_fetched_though_it_has_no_range() {
+    let hub = Hub::start([
+        ("config.json", b"{}".to_vec()),
+        ("added_tokens.json", Vec::new()),
+        ("empty.model", Vec::new()),
+    ])
+    .await;
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    let path = fetcher
+        .resolve(&source("hf://owner/name"), &|_| ())
+        .await
+        .unwrap();
+    for name in ["added_tokens.json", "empty.model"] {
+        assert_eq!(fs::read(path.join(name)).unwrap(), b"", "{name}");
+    }
+    let url = format!("{}/owner/name/resolve/{COMMIT}/empty.model", hub.url);
+    let alone = source(&format!("{url}#sha256={}", hex(b"")));
+    let path = fetcher.resolve(&alone, &|_| ()).await.unwrap();
+    assert_eq!(fs::read(path).unwrap(), b"");
+}
+
+#[tokio::test]
+async fn several_ranges_of_a_file_are_under_way_at_once() {
+    let hub = Hub::start([("model.safetensors", weights())]).await;
+    // The two parts behind the first wait for each other: one after another they would never come.
+    hub.answer_together(2);
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    let path = fetcher
+        .resolve(&source("hf://owner/name"), &|_| ())
+        .await
+        .unwrap();
+    assert_eq!(fs::read(path.join("model.safetensors")).unwrap(), weights());
+}
+
+#[tokio::test]
+async fn a_moment_of_errors_is_waited_out() {
+    let hub = Hub::start([("config.json", b"{}".to_vec())]).await;
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    // The listing fails twice, then it comes, and so does the file.
+    hub.fail(2);
+    let path = fetcher
+        .resolve(&source("hf://owner/name"), &|_| ())
+        .await
+        .unwrap();
+    assert_eq!(fs::read(path.join("config.json")).unwrap(), b"{}");
+}
+
+#[tokio::test]
+async fn a_hub_that_fails_or_is_gone_leaves_what_was_fetched_and_it_is_said() {
+    let hub = Hub::start([("config.json", b"{}".to_vec())]).await;
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    let from = source("hf://owner/name");
+    let path = fetcher.resolve(&from, &|_| ()).await.unwrap();
+    let told = Mutex::new(Vec::new());
+    let listen = |event| {
+        if let Event::Cached { why, path } = event {
+            told.lock().unwrap().push((why, path));
+        }
+    };
+    hub.fail(1);
+    assert_eq!(fetcher.resolve(&from, &listen).await.unwrap(), path);
+    let url = hub.stop().await;
+    let fetcher = Fetcher::new(cache.path(), &url, None).unwrap();
+    assert_eq!(fetcher.resolve(&from, &listen).await.unwrap(), path);
+    // Of another revision nothing is here.
+    let other = source("hf://owner/name@other");
+    assert!(fetcher.resolve(&other, &listen).await.is_err());
+    let told = told.into_inner().unwrap();
+    let [(failed, used), (gone, _)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(failed.ends_with("the server answered 503"), "{failed}");
+    assert!(gone.contains(&url) && gone.contains("refused"), "{gone}");
+    assert_eq!(used, &path);
 }
 
 #[tokio::test]
