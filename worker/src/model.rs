@@ -92,6 +92,18 @@ impl Model {
         &self.config
     }
 
+    /// Whether [`Self::new_kv`] takes the memory of a whole cache at once, as devices do. Processors
+    /// take it as it fills.
+    pub fn takes_kv_whole(&self) -> bool {
+        !self.maker.device().is_cpu()
+    }
+
+    /// Bytes that the model's device has left in a memory of its own; `None` for the processors, and
+    /// where the driver does not tell.
+    pub fn free_device_memory(&self) -> Option<u64> {
+        device::free_memory(self.maker.device())
+    }
+
     /// A cache of `slots` sequences of at most `tokens` tokens each.
     ///
     /// # Errors

@@ -59,6 +59,22 @@ impl DeviceChoice {
     }
 }
 
+/// Bytes that a device with memory of its own has left; `None` for the processors, and where the driver does not tell.
+#[cfg(feature = "cuda")]
+pub(super) fn free_memory(device: &Device) -> Option<u64> {
+    let Device::Cuda(device) = device else {
+        return None;
+    };
+    let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;
+    u64::try_from(free).ok()
+}
+
+/// Programs without CUDA know no device with memory of its own.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn free_memory(_: &Device) -> Option<u64> {
+    None
+}
+
 impl Default for DeviceChoice {
     fn default() -> Self {
         match cfg!(feature = "cuda") {

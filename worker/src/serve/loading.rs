@@ -9,7 +9,7 @@ use shell::clock;
 
 use super::args::ServeArgs;
 use super::images::ImageReader;
-use super::memory;
+use super::memory::{self, Plan, Room};
 use super::remote::RemoteImages;
 use super::status::Status;
 use super::texts::{CheckpointTexts, Texts};
@@ -185,14 +185,23 @@ fn finish(
     metrics: EngineMetrics,
 ) -> Result<Loaded, LoadFailure> {
     let info = model.info().clone();
-    let slots = args.max_running_requests.max(1);
-    let kv_tokens = memory::kv_tokens(
-        args.kv_memory,
-        memory::free(),
-        info.kv_bytes_per_token,
-        slots * info.context,
-    );
-    let context = info.context.min(kv_tokens);
+    let wished = args.max_running_requests.max(1);
+    let whole = model.takes_kv_whole();
+    let room = Room {
+        asked: args.kv_memory,
+        free: if whole {
+            model.free_device_memory()
+        } else {
+            memory::free()
+        },
+        bytes_per_token: info.kv_bytes_per_token,
+        whole,
+    };
+    let Plan {
+        slots,
+        context,
+        kv_tokens,
+    } = room.plan(wished, info.context);
     if context < 2 {
         return Err(LoadFailure::NoRoom { tokens: kv_tokens });
     }
