@@ -13,12 +13,16 @@ import io
 import json
 import math
 import pathlib
+import shutil
 import struct
 import sys
+import tempfile
 import types
 
 import numpy as np
 from PIL import Image, ImageOps
+from tokenizers import Tokenizer, models
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -71,6 +75,24 @@ def case(name, size, images, values, mean, std):
     }
 
 
+def nested(name, processor, folder):
+    """The same settings where transformers 5 saves them: inside the file of the whole processor."""
+    words = {"a": 0, "<image>": 1, "<video>": 2}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="a")))
+    more = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    if name == "next":
+        whole = LlavaNextProcessor(processor, tokenizer, **more)
+    elif name == "onevision":
+        # Its processor wants one for videos too, which PyTorch's own library makes: only this file is of interest.
+        whole = LlavaProcessor(processor, tokenizer, patch_size=14, vision_feature_select_strategy="full")
+    else:
+        whole = LlavaProcessor(processor, tokenizer, **more)
+    with tempfile.TemporaryDirectory() as saved:
+        whole.save_pretrained(saved)
+        folder.mkdir(exist_ok=True)
+        shutil.copy(pathlib.Path(saved) / "processor_config.json", folder)
+
+
 def pixels(llava):
     clip = dict(image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711])
     half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -91,6 +113,7 @@ def pixels(llava):
         folder = OUT / "processors" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "preprocessor_config.json").write_text(json.dumps(processor.to_dict(), indent=1, default=str, sort_keys=True) + "\n")
+        nested(name, processor, folder / "nested")
     sizes = [(1, 1), (1, 90), (90, 1), (2, 3), (56, 56), (54, 54), (55, 57), (57, 55), (64, 64), (112, 56), (56, 112),
              (100, 30), (30, 100), (200, 150), (150, 200), (333, 250), (250, 333), (311, 97), (97, 311), (640, 480),
              (17, 400), (400, 17), (1024, 31), (113, 113), (225, 224)]

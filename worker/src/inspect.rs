@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::checkpoint;
 use crate::config::{ConfigError, Layout, ModelConfig};
 use crate::image::{
-    DecodeError, ImageProcessor, Limits, ProcessorConfig, ProcessorError, Size, read_header,
+    DecodeError, ImageProcessor, Limits, ProcessorConfig, ProcessorError, Size, read_file,
+    read_header,
 };
 use crate::kernels::attention::HeadCache;
 use crate::matmul::WeightFormat;
@@ -297,11 +298,12 @@ fn pictures(question: &Question) -> Result<Vec<ImageReport>, InspectError> {
         tokens: None,
     };
     for path in &question.images {
-        let bytes = std::fs::read(path).map_err(|source| InspectError::Read {
+        let limits = Limits::default();
+        let bytes = read_file(path, &limits).map_err(|source| InspectError::Read {
             path: path.clone(),
             source,
         })?;
-        let header = read_header(&path.display().to_string(), &bytes, &Limits::default())?;
+        let header = read_header(&path.display().to_string(), &bytes, &limits)?;
         pictures.push(bare(Some(path.clone()), header.size));
     }
     pictures.extend(question.sizes.iter().map(|size| bare(None, *size)));

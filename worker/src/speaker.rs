@@ -6,7 +6,7 @@ use crate::config::ModelConfig;
 use crate::engine::detokenizer::Detokenizer;
 use crate::engine::stop::StopTexts;
 use crate::engine::{Decode, Decoder};
-use crate::image::{ImageProcessor, Limits, Picture, ProcessorConfig, decode};
+use crate::image::{ImageProcessor, Limits, Picture, ProcessorConfig, decode, read_file};
 use crate::input::{ImageFeatures, Piece, positions, slice};
 use crate::kv::KvCache;
 use crate::model::{Model, Part};
@@ -74,9 +74,9 @@ impl Speaker {
     /// The file cannot be read, is no picture, or is too large a one.
     pub fn show(&mut self, path: &Path) -> anyhow::Result<()> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).with_context(|| format!("failed to read {name}"))?;
-        self.pictures
-            .push(decode(&name, &bytes, &Limits::default())?);
+        let limits = Limits::default();
+        let bytes = read_file(path, &limits).with_context(|| format!("failed to read {name}"))?;
+        self.pictures.push(decode(&name, &bytes, &limits)?);
         // Some checkpoints cut a lone picture differently from one of several.
         self.features.clear();
         self.forget();

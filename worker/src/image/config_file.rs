@@ -1,5 +1,5 @@
-//! Reads how a checkpoint prepares pictures: transformers' `preprocessor_config.json`
-//! (or the same inside `processor_config.json`) beside the model in that layout,
+//! Reads how a checkpoint prepares pictures: transformers' `preprocessor_config.json`,
+//! or the same inside `processor_config.json`, beside the model in that layout,
 //! beside the tower in the original one. Every value is checked here, once.
 
 use std::path::{Path, PathBuf};
@@ -209,17 +209,18 @@ impl Edges {
 
 impl Preprocessor {
     fn read(dir: &Path) -> Result<(PathBuf, Self), ProcessorError> {
-        let mut path = dir.join("preprocessor_config.json");
-        let mut value: Option<Value> = read_json_if_there(&path)?;
-        if value.is_none() {
-            let nested = dir.join("processor_config.json");
-            let whole = read_json_if_there::<Value>(&nested)?;
-            value = whole.and_then(|mut whole| whole.get_mut("image_processor").map(Value::take));
-            if value.is_some() {
-                path = nested;
+        // As in transformers 5: a folder that it saved again may keep the older file beside.
+        let nested = dir.join("processor_config.json");
+        let whole = read_json_if_there::<Value>(&nested)?;
+        let inside = whole.and_then(|mut whole| whole.get_mut("image_processor").map(Value::take));
+        let (path, value) = match inside {
+            Some(value) => (nested, value),
+            None => {
+                let path = dir.join("preprocessor_config.json");
+                let value = read_json(&path)?;
+                (path, value)
             }
-        }
-        let value = value.map_or_else(|| read_json(&path), Ok)?;
+        };
         match Self::deserialize(value) {
             Ok(file) => Ok((path, file)),
             Err(source) => Err(ProcessorError::Shape { path, source }),

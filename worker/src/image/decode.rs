@@ -8,8 +8,10 @@ use image::error::ImageError as Fault;
 use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
 
+use super::cost;
+use super::jpeg;
 use super::limits::{Exceeded, Limits};
-use super::picture::Picture;
+use super::picture::{Picture, turns};
 use super::size::Size;
 
 /// Why a file is no picture for us. `image` names it: a path, or its place in the request.
@@ -52,8 +54,8 @@ pub enum DecodeError {
 pub struct Header {
     /// Sides once upright.
     pub size: Size,
-    /// Bytes that the decoded pixels take before they are brought to RGB.
-    pub decoded: u64,
+    /// Bytes that are held at most while the file is decoded, the file among them.
+    pub held: u64,
 }
 
 /// Reads and judges the header alone.
@@ -70,7 +72,7 @@ pub fn read_header(image: &str, bytes: &[u8], limits: &Limits) -> Result<Header,
     };
     Ok(Header {
         size,
-        decoded: opened.decoder.total_bytes(),
+        held: opened.held,
     })
 }
 
@@ -86,7 +88,7 @@ pub fn decode(image: &str, bytes: &[u8], limits: &Limits) -> Result<Picture, Dec
         image: image.to_owned(),
         format: name_of(format),
     };
-    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
+    if format == ImageFormat::Jpeg && !jpeg::is_whole(bytes) {
         return Err(damaged());
     }
     let orientation = opened.orientation();
@@ -108,6 +110,7 @@ pub fn decode(image: &str, bytes: &[u8], limits: &Limits) -> Result<Picture, Dec
 struct Opened<'a> {
     format: ImageFormat,
     size: Size,
+    held: u64,
     decoder: Box<dyn ImageDecoder + 'a>,
 }
 
@@ -126,9 +129,9 @@ impl<'a> Opened<'a> {
         }
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut bounds = image::Limits::default();
-        bounds.max_alloc = Some(limits.decoded);
-        reader.limits(bounds);
-        let decoder = reader
+        bounds.max_alloc = Some(limits.memory);
+        reader.limits(bounds.clone());
+        let mut decoder = reader
             .into_decoder()
             .map_err(|fault| explain(image, format, Size::new(0, 0), limits, &fault))?;
         let (width, height) = decoder.dimensions();
@@ -139,12 +142,20 @@ impl<'a> Opened<'a> {
                 format: name_of(format),
             });
         }
-        limits
-            .check_header(size, decoder.total_bytes())
-            .map_err(too_large)?;
+        let held = cost::held(bytes, format, size, decoder.total_bytes());
+        limits.check_header(size, held).map_err(too_large)?;
+        if format == ImageFormat::Gif {
+            // A first frame that is no strip across the picture gets a buffer of its own, which the
+            // decoder asks for when it comes to it.
+            bounds.max_alloc = Some(limits.memory - held);
+            decoder
+                .set_limits(bounds)
+                .map_err(|fault| explain(image, format, size, limits, &fault))?;
+        }
         Ok(Self {
             format,
             size,
+            held,
             decoder: Box::new(decoder),
         })
     }
@@ -155,16 +166,6 @@ impl<'a> Opened<'a> {
             .orientation()
             .unwrap_or(Orientation::NoTransforms)
     }
-}
-
-fn turns(orientation: Orientation) -> bool {
-    matches!(
-        orientation,
-        Orientation::Rotate90
-            | Orientation::Rotate270
-            | Orientation::Rotate90FlipH
-            | Orientation::Rotate270FlipH
-    )
 }
 
 fn sniff(bytes: &[u8]) -> Option<ImageFormat> {
@@ -225,10 +226,10 @@ fn explain(
     match fault {
         Fault::Limits(_) => DecodeError::TooLarge {
             image,
-            limit: Exceeded::Decoded {
+            limit: Exceeded::Memory {
                 size,
-                bytes: limits.decoded + 1,
-                limit: limits.decoded,
+                bytes: limits.memory + 1,
+                limit: limits.memory,
             },
         },
         Fault::Unsupported(_) => DecodeError::Unsupported { image, format },
@@ -236,27 +237,7 @@ fn explain(
     }
 }
 
-/// The lenient decoder fills what is missing with grey. A whole file has its
-/// end-of-image marker after the first scan, and entropy-coded data cannot hold one.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
-        match marker {
-            0xff => at += 1,
-            0x01 | 0xd0..=0xd7 => at += 2,
-            0xda => return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]),
-            _ => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else {
-                    return false;
-                };
-                at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
-            }
-        }
-    }
-    false
-}
-
-/// Brings decoded samples to eight-bit RGB; `None` for float samples, which none of our formats has.
+/// Brings decoded samples to eight-bit RGB in place; `None` for float samples, which none of our formats has.
 fn to_rgb(mut raw: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
     let channels = usize::from(color.channel_count());
     if matches!(
@@ -276,14 +257,21 @@ fn to_rgb(mut raw: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
     }
     let pixels = raw.len() / channels;
     match channels {
-        1 | 2 => Some((0..pixels).flat_map(|at| [raw[at * channels]; 3]).collect()),
-        3 => Some(raw),
+        1 | 2 => {
+            raw.resize(pixels * 3, 0);
+            for at in (0..pixels).rev() {
+                let level = raw[at * channels];
+                raw[at * 3..at * 3 + 3].fill(level);
+            }
+        }
+        3 => {}
         _ => {
             for at in 0..pixels {
                 raw.copy_within(at * 4..at * 4 + 3, at * 3);
             }
             raw.truncate(pixels * 3);
-            Some(raw)
         }
     }
+    raw.shrink_to_fit();
+    Some(raw)
 }

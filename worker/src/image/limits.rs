@@ -12,18 +12,19 @@ pub struct Limits {
     pub side: u32,
     /// Pixels in all.
     pub pixels: u64,
-    /// Bytes that the decoder may hold.
-    pub decoded: u64,
+    /// Bytes that may be held while it is decoded, the file among them.
+    pub memory: u64,
 }
 
 impl Default for Limits {
-    /// Enough for a 40-megapixel photo; a 16-bit picture with alpha has to be smaller.
+    /// Enough for a 40-megapixel photo, and little enough that no picture takes 256 MiB. What decoders hold
+    /// more for has to be smaller: 16 bits with alpha, progressive files, lossless WebP.
     fn default() -> Self {
         Self {
             bytes: 20 << 20,
             side: 16_384,
             pixels: 40_000_000,
-            decoded: 200 << 20,
+            memory: 248 << 20,
         }
     }
 }
@@ -55,12 +56,14 @@ pub enum Exceeded {
         /// The limit in pixels.
         limit: u64,
     },
-    /// The decoder would need too much memory.
-    #[error("{size} pixels take {bytes} bytes to decode, above the limit of {limit} bytes")]
-    Decoded {
+    /// Decoding would need too much memory.
+    #[error(
+        "{size} pixels in this form take {bytes} bytes to decode, above the limit of {limit} bytes"
+    )]
+    Memory {
         /// What the header says.
         size: Size,
-        /// Bytes of the decoded picture.
+        /// Bytes that would be held.
         bytes: u64,
         /// The limit in bytes.
         limit: u64,
@@ -79,7 +82,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Checks what the header says: sides, and bytes once decoded.
+    /// Checks what the header says: sides, and bytes that decoding takes.
     pub(super) fn check_header(&self, size: Size, bytes: u64) -> Result<(), Exceeded> {
         if size.longest() > self.side {
             return Err(Exceeded::Side {
@@ -93,11 +96,11 @@ impl Limits {
                 limit: self.pixels,
             });
         }
-        if bytes > self.decoded {
-            return Err(Exceeded::Decoded {
+        if bytes > self.memory {
+            return Err(Exceeded::Memory {
                 size,
                 bytes,
-                limit: self.decoded,
+                limit: self.memory,
             });
         }
         Ok(())

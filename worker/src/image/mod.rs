@@ -3,7 +3,10 @@
 
 mod config;
 mod config_file;
+mod cost;
 mod decode;
+mod file;
+mod jpeg;
 mod limits;
 mod picture;
 mod plan;
@@ -14,6 +17,7 @@ mod size;
 pub use config::{Filter, Mode, ProcessorConfig};
 pub use config_file::ProcessorError;
 pub use decode::{DecodeError, Header, decode, read_header};
+pub use file::read_file;
 pub use limits::{Exceeded, Limits};
 pub use picture::Picture;
 pub use process::ImageProcessor;

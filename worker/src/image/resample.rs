@@ -1,7 +1,9 @@
 //! Pillow's `resize`, bit for bit: the same coefficients in the same fixed point,
 //! the two passes in the same order. Resizing differently moves a model's answers. Only the wanted window of the
-//! result is computed, and padding is never laid out in memory.
+//! result is computed, padding is never laid out in memory, and of what the second pass reads only the rows of one
+//! result row are there at a time.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::config::Filter;
@@ -76,19 +78,17 @@ impl<'a> Canvas<'a> {
     }
 
     fn rows_first(&self, across: &Taps, down: &Taps) -> Vec<u8> {
-        let needed = down.needed();
-        let stride = across.spans.len() * 3;
-        let mut narrowed = vec![0; needed.len() * stride];
+        let size = self.picture.size();
+        let (width, height) = (size.width as usize, size.height as usize);
         let mut padded = vec![0; self.size.width as usize * 3];
         for pixel in padded.chunks_exact_mut(3) {
             pixel.copy_from_slice(&self.colour);
         }
-        let height = self.picture.size().height as usize;
-        for (y, out) in needed.clone().zip(narrowed.chunks_exact_mut(stride)) {
+        let inside = self.left * 3..(self.left + width) * 3;
+        down.apply_to_columns(across.spans.len() * 3, |y, out| {
             match y.checked_sub(self.top).filter(|y| *y < height) {
                 Some(y) => {
-                    let row = self.picture.row(y);
-                    padded[self.left * 3..self.left * 3 + row.len()].copy_from_slice(row);
+                    self.picture.read_row(y, 0, &mut padded[inside.clone()]);
                     across.apply_to_row(&padded, 0, out);
                 }
                 // Resizing one colour gives that colour.
@@ -98,24 +98,19 @@ impl<'a> Canvas<'a> {
                     }
                 }
             }
-        }
-        let rows: Vec<&[u8]> = narrowed.chunks_exact(stride).collect();
-        down.apply_to_columns(&rows, needed.start)
+        })
     }
 
     /// Never met with padding: a padded canvas is square and so is its result.
     fn columns_first(&self, across: &Taps, down: &Taps) -> Vec<u8> {
         let needed = across.needed();
-        let window = needed.start * 3..needed.end * 3;
-        let height = self.picture.size().height as usize;
-        let rows: Vec<&[u8]> = (0..height)
-            .map(|y| &self.picture.row(y)[window.clone()])
-            .collect();
-        let shortened = down.apply_to_columns(&rows, 0);
+        let shortened = down.apply_to_columns(needed.len() * 3, |y, out| {
+            self.picture.read_row(y, needed.start, out);
+        });
         let stride = across.spans.len() * 3;
         let mut result = vec![0; down.spans.len() * stride];
         for (row, out) in shortened
-            .chunks_exact(window.len())
+            .chunks_exact(needed.len() * 3)
             .zip(result.chunks_exact_mut(stride))
         {
             across.apply_to_row(row, needed.start, out);
@@ -195,18 +190,28 @@ impl Taps {
         }
     }
 
-    /// `rows` starts at the sample `start`.
-    fn apply_to_columns(&self, rows: &[&[u8]], start: usize) -> Vec<u8> {
-        let stride = rows.first().map_or(0, |row| row.len());
+    /// Makes rows of `stride` bytes out of the input rows that `read` fills. Each is read once, in order,
+    /// and kept only while a result row needs it.
+    fn apply_to_columns(&self, stride: usize, mut read: impl FnMut(usize, &mut [u8])) -> Vec<u8> {
         let mut result = vec![0; self.spans.len() * stride];
         let mut sums = vec![0; stride];
+        let mut band: VecDeque<Vec<u8>> = VecDeque::new();
+        let mut start = 0;
         for (&(first, count, weights), out) in
             self.spans.iter().zip(result.chunks_exact_mut(stride))
         {
+            let mut spare = band
+                .drain(..(first - start).min(band.len()))
+                .collect::<Vec<_>>();
+            start = first;
+            while band.len() < count {
+                let mut row = spare.pop().unwrap_or_else(|| vec![0; stride]);
+                read(first + band.len(), &mut row);
+                band.push_back(row);
+            }
             sums.fill(1 << (PRECISION - 1));
-            let rows = &rows[first - start..first - start + count];
-            for (row, weight) in rows.iter().zip(&self.weights[weights..weights + count]) {
-                for (sum, value) in sums.iter_mut().zip(*row) {
+            for (row, weight) in band.iter().zip(&self.weights[weights..weights + count]) {
+                for (sum, value) in sums.iter_mut().zip(row) {
                     *sum += i32::from(*value) * weight;
                 }
             }

@@ -138,8 +138,7 @@ impl ImageReader {
             inputs.push(match self.known(&sized) {
                 Some(known) => known,
                 None => {
-                    // Beside the decoder's pixels there are the picture's own three bytes a pixel.
-                    let memory = self.reserve(&self.decoding, sized.decoded * 2).await?;
+                    let memory = self.reserve(&self.decoding, sized.held).await?;
                     let (this, share) = (self.clone(), Arc::clone(&share));
                     blocking(move || this.decode(&sized, images, memory, share)).await??
                 }
@@ -177,7 +176,7 @@ impl ImageReader {
         Ok(Sized {
             hash: hash.finalize().into(),
             tokens: self.config.image_tokens(original, grid),
-            decoded: header.decoded,
+            held: header.held,
             prepared: self.processor.bytes(grid),
             source,
         })
@@ -227,8 +226,8 @@ impl ImageReader {
 struct Sized {
     hash: ImageHash,
     tokens: usize,
-    /// Bytes of the picture.
-    decoded: u64,
+    /// Bytes that decoding it holds.
+    held: u64,
     /// Bytes of the tiles that are made of it.
     prepared: u64,
     source: Source,
@@ -239,7 +238,7 @@ fn refuse(param: &str, error: &DecodeError) -> Refusal {
         DecodeError::TooLarge { limit, .. } => match limit {
             Exceeded::Bytes { .. } => "image_file_too_large",
             Exceeded::Side { .. } | Exceeded::Pixels { .. } => "image_too_large",
-            Exceeded::Decoded { .. } => "image_memory_exceeded",
+            Exceeded::Memory { .. } => "image_memory_exceeded",
         },
         DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => {
             "image_format_unsupported"

@@ -81,7 +81,7 @@ impl LimitArgs {
             pixels: self.max_image_pixels,
             ..image::Limits::default()
         };
-        limits.decoded = limits.decoded.min(self.image_memory as u64);
+        limits.memory = limits.memory.min(self.image_memory as u64);
         limits
     }
 }

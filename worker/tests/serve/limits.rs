@@ -43,7 +43,7 @@ async fn each_limit_on_a_request_has_its_own_code_and_is_met_exactly() {
         "--max-image-pixels",
         "10000",
         "--image-memory",
-        "60000",
+        "60400",
         "--max-images",
         "2",
         "--max-prompt-characters",

@@ -131,7 +131,7 @@ fn a_bomb_in_a_chunk_does_not_go_off() {
     let bomb = deflated(64 << 20);
     assert!(bomb.len() < 1 << 20);
     let limits = Limits {
-        decoded: 8 << 20,
+        memory: 8 << 20,
         ..Limits::default()
     };
     let profile = [&b"x\0\0"[..], &bomb].concat();
@@ -204,7 +204,7 @@ proptest! {
         }
         bytes.truncate(keep.max(12));
         // Small limits keep a lucky mutation of the sides cheap.
-        let limits = Limits { pixels: 1 << 20, decoded: 8 << 20, ..Limits::default() };
+        let limits = Limits { pixels: 1 << 20, memory: 8 << 20, ..Limits::default() };
         if let Ok(picture) = decode("image 2", &bytes, &limits) {
             prop_assert_eq!(picture.rgb().len() as u64, picture.size().pixels() * 3);
         }

@@ -106,6 +106,27 @@ fn every_processor_gives_the_levels_of_its_reference() {
 }
 
 #[test]
+fn settings_inside_the_whole_processors_file_read_the_same_and_come_first() {
+    for name in ["crop", "crop_inside", "pad", "stretch", "next", "onevision"] {
+        let alone = processor(name);
+        let dir = checkpoint::folder(&config_of(name));
+        let nested = fixture("images/processors").join(name).join("nested");
+        std::fs::copy(
+            nested.join("processor_config.json"),
+            dir.path().join("processor_config.json"),
+        )
+        .unwrap();
+        let model = checkpoint::model(dir.path());
+        let read = || ProcessorConfig::read(dir.path(), &model).unwrap();
+        assert_eq!(read(), *alone.config(), "{name}");
+        // What an earlier version of transformers wrote stays beside.
+        let stale = dir.path().join("preprocessor_config.json");
+        std::fs::write(stale, r#"{"image_mean": [0.1, 0.1, 0.1]}"#).unwrap();
+        assert_eq!(read(), *alone.config(), "{name}");
+    }
+}
+
+#[test]
 fn a_picture_far_longer_than_wide_costs_no_more_than_its_pixels() {
     let line = pattern(Size::new(16_384, 1));
     for name in ["crop", "pad", "stretch", "next", "onevision"] {
