@@ -4,6 +4,9 @@
 
 The paths are checkouts of both repositories; only their conversation templates and
 `tokenizer_image_token` are run. Versions: tests/reference/requirements-slow.txt.
+
+LLaMA 3's conversation is rendered by its tokenizer, which is not public: its published
+chat template stands in for it.
 """
 import argparse
 import importlib.util
@@ -57,19 +60,53 @@ def as_messages(dialogue):
     return messages
 
 
+LLAMA_3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+class Llama3Tokenizer:
+    @staticmethod
+    def apply_chat_template(messages, tokenize, add_generation_prompt):
+        template = _compile_jinja_template(LLAMA_3)
+        return template.render(messages=messages, add_generation_prompt=add_generation_prompt, bos_token="<|begin_of_text|>")
+
+
 def conversations(module):
     for name, template in module.conv_templates.items():
+        llama_3 = template.sep_style.name == "LLAMA_3"
         for dialogue in DIALOGUES:
             # The original takes an empty exchange apart: a plain template renders one pair only.
-            if name in ("plain", "v0_plain") and len(dialogue) > 1 or template.sep_style.name == "LLAMA_3":
+            if name in ("plain", "v0_plain") and len(dialogue) > 1:
+                continue
+            # It cannot take an image of a later turn apart in LLaMA 3's style.
+            if llama_3 and any(image for _, _, image in dialogue[1:]):
                 continue
             conversation = template.copy()
+            if llama_3:
+                conversation.tokenizer = Llama3Tokenizer
             for role, text, image in dialogue:
                 role = conversation.roles[0 if role == "user" else 1]
                 # As on the web page: the placeholder goes after the text.
                 conversation.append_message(role, (text + "\n<image>", [], "Default") if image else text)
             conversation.append_message(conversation.roles[1], None)
             yield {"template": name, "messages": as_messages(dialogue), "prompt": conversation.get_prompt()}
+
+
+def stops(module):
+    """What ends an answer: by the web page (`http_bot`), by the terminal (`cli.py`), and by token ids."""
+    for name, template in module.conv_templates.items():
+        style = template.sep_style.name
+        yield {
+            "template": name,
+            "style": style,
+            "page": template.sep if style in ("SINGLE", "MPT") else template.sep2,
+            "terminal": template.sep if style != "TWO" else template.sep2,
+            "ids": getattr(template, "stop_token_ids", None) or [],
+        }
 
 
 # --- chat templates ------------------------------------------------------------------------------
@@ -182,6 +219,22 @@ def llama(mm_utils):
     return cases
 
 
+def enclosed(mm_utils):
+    """The tokenizer of a checkpoint with `mm_use_im_start_end`, as LLaVA saves it, and prompts as its worker marks them."""
+    slow = LlamaTokenizer(str(OUT / "llama" / "tokenizer.model"), legacy=True)
+    slow.add_tokens(["<im_patch>"], special_tokens=True)
+    slow.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
+    folder = OUT / "llama_enclosed"
+    slow.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()  # The same as in `llama`.
+    marked = lambda text: text.replace("<image>", "<im_start><image><im_end>")
+    return {
+        "original_enclosed": [
+            {"text": text, "ids": mm_utils.tokenizer_image_token(marked(text), slow)} for text in TEXTS + PROMPTS
+        ]
+    }
+
+
 def qwen(mm_utils):
     tokenizer = Tokenizer(models.BPE())
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -225,8 +278,10 @@ if __name__ == "__main__":
                 seen.add(key)
                 golden.append(case)
     (OUT / "conversations.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in golden) + "\n]\n")
+    ends = {json.dumps(end): end for module in both for end in stops(module)}
+    (OUT / "stops.json").write_text("[\n" + ",\n".join(ends) + "\n]\n")
     (OUT / "chat_templates.json").write_text(json.dumps(CHAT_TEMPLATES, indent=1) + "\n")
     (OUT / "chats.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in chats()) + "\n]\n")
     mm_utils = load(args.llava, "llava_mm_utils", "mm_utils.py")
-    cases = {**llama(mm_utils), **qwen(mm_utils)}
+    cases = {**llama(mm_utils), **enclosed(mm_utils), **qwen(mm_utils)}
     (OUT / "tokens.json").write_text(json.dumps(cases) + "\n")

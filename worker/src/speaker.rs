@@ -28,6 +28,8 @@ pub struct Speaker {
     features: Vec<ImageFeatures>,
     kv: KvCache,
     held: Vec<Position>,
+    /// Tokens that end an answer.
+    ends: Vec<u32>,
 }
 
 /// One position of a sequence, for comparing two prompts.
@@ -57,6 +59,8 @@ impl Speaker {
         let renderer = PromptRenderer::from_checkpoint(dir, config, template)?;
         let processor = ImageProcessor::new(ProcessorConfig::read(dir, config)?);
         let kv = model.new_kv(1, model.info().context)?;
+        let mut ends = model.info().eos.clone();
+        ends.extend(renderer.end_tokens());
         Ok(Self {
             model,
             renderer,
@@ -65,6 +69,7 @@ impl Speaker {
             features: Vec::new(),
             kv,
             held: Vec::new(),
+            ends,
         })
     }
 
@@ -125,7 +130,7 @@ impl Speaker {
         let most = options.max_tokens.min(context - length);
         for count in 1..=most {
             let token = sampler.next(&logits).context("the model gave no numbers")?;
-            if self.model.info().eos.contains(&token) {
+            if self.ends.contains(&token) {
                 break;
             }
             let cut = stop.push(&detokenizer.push(token));

@@ -93,13 +93,34 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
+    /// The id of the special token that is written `text`.
+    pub(crate) fn special_id(&self, text: &str) -> Option<u32> {
+        let mut special = self.added.iter().filter(|(_, token)| token.special);
+        special
+            .find(|(_, token)| token.content == text)
+            .map(|(id, _)| *id)
+    }
+
     /// Loads `tokenizer.json`, or `tokenizer.model` where only that exists.
     ///
     /// # Errors
     /// There is neither, or it cannot be read.
     pub fn from_checkpoint(dir: &Path) -> Result<Self, TokenizerError> {
+        Self::with_special_tokens(dir, &[])
+    }
+
+    /// The same, with `more` special tokens behind all others, as far as they are not there.
+    pub(crate) fn with_special_tokens(dir: &Path, more: &[&str]) -> Result<Self, TokenizerError> {
         let special = SpecialTokens::read(dir)?;
-        Self::new(files::load(dir, &special)?, special)
+        let mut loaded = files::load(dir, &special)?;
+        let more = more.iter().map(|text| AddedToken::from(*text, true));
+        match loaded.tokenizer.add_special_tokens(more) {
+            Ok(_) => Self::new(loaded, special),
+            Err(source) => Err(TokenizerError::Load {
+                path: loaded.path,
+                source,
+            }),
+        }
     }
 
     fn new(loaded: Loaded, special: SpecialTokens) -> Result<Self, TokenizerError> {

@@ -15,8 +15,10 @@ use crate::config::{Layout, ModelConfig, TextKind};
 use crate::json_file::{JsonFileError, read_bytes, read_json_if_there};
 use crate::tokenize::{Slots, TextTokenizer, TokenizerError};
 
-/// Vocabulary of Yi, whose LLaVA speaks ChatML though its configuration is LLaMA's.
+/// Vocabularies that tell who a model with LLaMA's configuration is: Yi's LLaVA (1.6-34B) speaks ChatML, and
+/// LLaMA 3's its own format.
 const YI_VOCABULARY: usize = 64_000;
+const LLAMA_3_VOCABULARY: usize = 128_000;
 
 /// A prompt that cannot be made, or a renderer that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +86,10 @@ impl PromptRenderer {
         model: &ModelConfig,
         template: Option<&str>,
     ) -> Result<Self, PromptError> {
-        let tokenizer = TextTokenizer::from_checkpoint(dir)?;
+        let marks = ImageMarks::read(dir)?;
+        let tokenizer = TextTokenizer::with_special_tokens(dir, marks.tokens())?;
         tokenizer.check_fits(model.text.vocab)?;
-        let form = Self::form(dir, model, template, &tokenizer)?;
+        let form = Self::form(dir, model, template, &tokenizer, marks.slot())?;
         let slots = match model.layout {
             Layout::Original => Slots::BetweenTexts,
             Layout::Transformers => Slots::InText,
@@ -104,12 +107,8 @@ impl PromptRenderer {
         model: &ModelConfig,
         wanted: Option<&str>,
         tokenizer: &TextTokenizer,
+        slot: Slot,
     ) -> Result<Form, PromptError> {
-        let slot = if encloses_images(dir)? {
-            Slot::Enclosed
-        } else {
-            Slot::Bare
-        };
         if let Some(name) = wanted {
             let template = Template::named(name).ok_or_else(|| PromptError::UnknownTemplate {
                 name: name.to_owned(),
@@ -197,6 +196,20 @@ impl PromptRenderer {
         }
     }
 
+    /// Special tokens that end an answer as the template's stop texts do: they have no text in which those could be
+    /// found. Some checkpoints name them nowhere else (LLaMA 3's `<|eot_id|>`).
+    #[must_use]
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let special = |text: &str| self.tokenizer.special_id(text);
+        match &self.form {
+            Form::Conversation { template, .. } => {
+                let stop = template.stop.iter();
+                stop.filter_map(|text| special(text)).collect()
+            }
+            Form::Chat { stop, .. } => stop.iter().filter_map(|text| special(text)).collect(),
+        }
+    }
+
     /// The tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &TextTokenizer {
@@ -241,24 +254,54 @@ pub(crate) fn template_for(model: &ModelConfig) -> &'static Template {
     let name = match model.text.kind {
         TextKind::Mistral => "mistral_instruct",
         TextKind::Qwen2 => "qwen_1_5",
+        TextKind::Llama if model.text.vocab >= LLAMA_3_VOCABULARY => "llava_llama_3",
         TextKind::Llama if model.text.vocab >= YI_VOCABULARY => "chatml_direct",
         TextKind::Llama => "llava_v1",
     };
     Template::named(name).unwrap_or(&Template::all()[0])
 }
 
-/// `mm_use_im_start_end` of LLaVA's `config.json`.
-fn encloses_images(dir: &Path) -> Result<bool, JsonFileError> {
-    let config: Option<Value> = read_json_if_there(&dir.join("config.json"))?;
-    Ok(config.is_some_and(|config| config["mm_use_im_start_end"] == true))
+/// The marks around images that LLaVA's `config.json` asks for.
+enum ImageMarks {
+    None,
+    /// `mm_use_im_start_end`.
+    StartEnd {
+        /// `mm_use_im_patch_token`: a token that no prompt has, which moves the other two.
+        patch: bool,
+    },
 }
 
-/// The chat template, from wherever transformers looks for it, in its order.
-fn chat_template(dir: &Path, tokenizer: &TextTokenizer) -> Result<Option<String>, JsonFileError> {
-    if let Some(bytes) = read_bytes(&dir.join("chat_template.jinja"))? {
-        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+impl ImageMarks {
+    fn read(dir: &Path) -> Result<Self, JsonFileError> {
+        let config: Option<Value> = read_json_if_there(&dir.join("config.json"))?;
+        let Some(config) = config.filter(|config| config["mm_use_im_start_end"] == true) else {
+            return Ok(Self::None);
+        };
+        let patch = config["mm_use_im_patch_token"] != false;
+        Ok(Self::StartEnd { patch })
     }
-    for file in ["chat_template.json", "processor_config.json"] {
+
+    /// Tokens that LLaVA adds to a tokenizer without them when it loads it (`load_pretrained_model`).
+    fn tokens(&self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::StartEnd { patch: true } => &["<im_patch>", "<im_start>", "<im_end>"],
+            Self::StartEnd { patch: false } => &["<im_start>", "<im_end>"],
+        }
+    }
+
+    fn slot(&self) -> Slot {
+        match self {
+            Self::None => Slot::Bare,
+            Self::StartEnd { .. } => Slot::Enclosed,
+        }
+    }
+}
+
+/// The chat template, from wherever transformers looks for it, in its order: a folder that was saved again by a later
+/// version keeps what the earlier one wrote.
+fn chat_template(dir: &Path, tokenizer: &TextTokenizer) -> Result<Option<String>, JsonFileError> {
+    for file in ["processor_config.json", "chat_template.json"] {
         let value: Option<Value> = read_json_if_there(&dir.join(file))?;
         if let Some(text) = value
             .as_ref()
@@ -266,6 +309,9 @@ fn chat_template(dir: &Path, tokenizer: &TextTokenizer) -> Result<Option<String>
         {
             return Ok(Some(text));
         }
+    }
+    if let Some(bytes) = read_bytes(&dir.join("chat_template.jinja"))? {
+        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
     }
     Ok(tokenizer
         .special()

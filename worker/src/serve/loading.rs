@@ -205,6 +205,14 @@ fn finish(
     if context < 2 {
         return Err(LoadFailure::NoRoom { tokens: kv_tokens });
     }
+    if slots < wished {
+        tracing::warn!(
+            slots,
+            wished,
+            "the device has room for fewer sequences at once than --max-running-requests: give more --kv-memory, \
+             or shorten --context-length"
+        );
+    }
     tracing::info!(
         slots,
         context,
@@ -223,13 +231,15 @@ fn finish(
         context,
         &args.limits,
     );
+    let mut eos = info.eos;
+    eos.extend(renderer.end_tokens());
     let options = EngineOptions {
         budget: Budget {
             kv_tokens,
             chunk_tokens: args.prefill_chunk.max(1),
             tiles: TILES,
         },
-        eos: info.eos,
+        eos,
         images: cache,
         metrics,
     };

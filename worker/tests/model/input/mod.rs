@@ -2,6 +2,7 @@
 //! make of the same pictures and messages. The fixtures come from `tests/reference`.
 
 pub(crate) mod checkpoint;
+mod image_marks;
 mod inspect;
 mod picture_files;
 pub(crate) mod pixels;

@@ -16,23 +16,26 @@ use tempfile::TempDir;
 use crate::fixture;
 use crate::input::checkpoint;
 
+/// Messages and what the reference renders of them.
 #[derive(Deserialize)]
-struct Golden {
-    template: String,
-    messages: Vec<Message>,
-    prompt: String,
+pub(crate) struct Golden {
+    pub(crate) template: String,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) prompt: String,
 }
 
-fn golden(file: &str) -> Vec<Golden> {
+pub(crate) fn golden(file: &str) -> Vec<Golden> {
     serde_json::from_slice(&fs::read(fixture("prompts").join(file)).unwrap()).unwrap()
 }
 
-/// A checkpoint with the tokenizer of a fixture folder and, for transformers' layout, a chat template.
-fn renderer(
+/// A checkpoint with the tokenizer of a fixture folder, and a template: in transformers' layout a chat template, in
+/// LLaVA's the name of a conversation template.
+pub(crate) fn renderer(
     tokenizer: &str,
     mut config: Value,
-    chat_template: Option<&str>,
+    template: Option<&str>,
 ) -> (TempDir, PromptRenderer) {
+    let nested = config.get("text_config").is_some();
     match config.get_mut("text_config") {
         Some(inner) => inner["vocab_size"] = json!(1000),
         None => config["vocab_size"] = json!(1000),
@@ -42,12 +45,15 @@ fn renderer(
         let entry = entry.unwrap();
         fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
     }
-    if let Some(template) = chat_template {
-        fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-    }
-    let made =
-        PromptRenderer::from_checkpoint(dir.path(), &checkpoint::model(dir.path()), None).unwrap();
-    (dir, made)
+    let model = checkpoint::model(dir.path());
+    let made = match template {
+        Some(source) if nested => {
+            fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
+            PromptRenderer::from_checkpoint(dir.path(), &model, None)
+        }
+        name => PromptRenderer::from_checkpoint(dir.path(), &model, name),
+    };
+    (dir, made.unwrap())
 }
 
 fn transformers() -> Value {
@@ -58,8 +64,20 @@ fn chat_templates() -> HashMap<String, String> {
     serde_json::from_slice(&fs::read(fixture("prompts/chat_templates.json")).unwrap()).unwrap()
 }
 
+/// A text and its ids in the reference.
+#[derive(Deserialize)]
+pub(crate) struct Tokenised {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<i64>,
+}
+
+/// Texts by tokenizer.
+pub(crate) fn tokenised() -> HashMap<String, Vec<Tokenised>> {
+    serde_json::from_slice(&fs::read(fixture("prompts/tokens.json")).unwrap()).unwrap()
+}
+
 /// Ids with -200 for every image slot, as LLaVA writes them.
-fn flat(prompt: &Prompt) -> Vec<i64> {
+pub(crate) fn flat(prompt: &Prompt) -> Vec<i64> {
     let ids = prompt.pieces.iter().flat_map(|piece| match piece {
         Piece::Text(ids) => ids.iter().map(|id| i64::from(*id)).collect(),
         Piece::Image(_) => vec![-200],
@@ -79,29 +97,80 @@ fn every_conversation_template_renders_as_llava_does() {
             case.template, case.messages
         );
     }
-    // The one without a reference here is LLaMA 3's, whose tokenizer is not public.
     let seen = |name: &&str| cases.iter().any(|case| case.template == **name);
-    let unseen: Vec<_> = Template::names()
-        .into_iter()
-        .filter(|name| !seen(name))
-        .collect();
-    assert_eq!(unseen, ["llava_llama_3"]);
+    let mut names = Template::names().into_iter();
+    assert_eq!(names.find(|name| !seen(name)), None, "without a reference");
 }
 
 #[test]
-fn llama_3_is_rendered_by_its_published_format() {
-    let messages = [
-        Message::text(Role::User, "Hi"),
-        Message::text(Role::Assistant, " Yes "),
-        Message::text(Role::User, "So?"),
-    ];
-    let (text, stop) = render_text(Template::named("llava_llama_3").unwrap(), &messages).unwrap();
-    assert!(text.starts_with(
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language"
-    ));
-    let tail = "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nSo?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n";
-    assert!(text.ends_with(tail), "{text}");
-    assert_eq!(stop, ["<|eot_id|>"]);
+fn every_conversation_template_stops_where_llava_does() {
+    #[derive(Deserialize)]
+    struct Stop {
+        template: String,
+        style: String,
+        /// The web page's stop text.
+        page: Option<String>,
+        /// The terminal's.
+        terminal: String,
+        ids: Vec<u32>,
+    }
+    let cases: Vec<Stop> =
+        serde_json::from_slice(&fs::read(fixture("prompts/stops.json")).unwrap()).unwrap();
+    for case in &cases {
+        let expected = match (&case.page, case.style.as_str()) {
+            (Some(page), _) => vec![page.clone()],
+            (None, "PLAIN") => Vec::new(),
+            // The page leaves newer styles to the tokens that end an answer: these are the same in words.
+            (None, "CHATML" | "LLAMA_3" | "GEMMA") => vec![case.terminal.trim_end().to_owned()],
+            (None, style) => panic!("{style} has no stop text"),
+        };
+        let template = Template::named(&case.template).unwrap();
+        assert_eq!(template.stop, expected, "{}", case.template);
+        // Token 128009 is LLaMA 3's `<|eot_id|>`.
+        let by_id = case.template == "llava_llama_3";
+        assert_eq!(case.ids, if by_id { vec![128_009] } else { Vec::new() });
+    }
+    let mut names = Template::names().into_iter();
+    let unseen = names.find(|name| cases.iter().all(|case| case.template != *name));
+    assert_eq!(unseen, None, "without a reference");
+}
+
+#[test]
+fn a_stop_text_that_is_a_special_token_ends_the_answer_by_its_id() {
+    // Special tokens have no text in an answer: the text alone would never be found.
+    let (_dir, qwen) = renderer("qwen", checkpoint::original(56, 14), Some("qwen_1_5"));
+    let end = qwen.tokenizer().inner().token_to_id("<|im_end|>").unwrap();
+    assert_eq!(qwen.end_tokens(), [end]);
+    let (_dir, words) = renderer("llama", checkpoint::original(56, 14), Some("llava_v0"));
+    assert_eq!(words.end_tokens(), [0; 0], "### is found in the text");
+}
+
+#[test]
+fn a_checkpoint_without_a_template_gets_that_of_its_language_model() {
+    let chosen = |model_type: &str, vocab: usize| {
+        let mut config = checkpoint::original(56, 14);
+        config["model_type"] = json!(model_type);
+        config["vocab_size"] = json!(vocab);
+        let dir = checkpoint::folder(&config);
+        let tokenizer = fixture("prompts/llama/tokenizer.model");
+        fs::copy(tokenizer, dir.path().join("tokenizer.model")).unwrap();
+        let model = checkpoint::model(dir.path());
+        let renderer = PromptRenderer::from_checkpoint(dir.path(), &model, None).unwrap();
+        renderer.template().unwrap().names[0]
+    };
+    // LLaMA's configuration is also that of Yi-34B (64,000 tokens) and LLaMA 3 (128,256), padded or not.
+    for (model_type, vocab, template) in [
+        ("llava_llama", 32_000, "llava_v1"),
+        ("llava", 32_064, "llava_v1"),
+        ("llava_llama", 64_000, "chatml_direct"),
+        ("llava_llama", 64_064, "chatml_direct"),
+        ("llava_llama", 128_256, "llava_llama_3"),
+        ("llava_llama", 128_320, "llava_llama_3"),
+        ("llava_mistral", 32_000, "mistral_instruct"),
+        ("llava_qwen", 152_000, "qwen_1_5"),
+    ] {
+        assert_eq!(chosen(model_type, vocab), template, "{model_type} {vocab}");
+    }
 }
 
 #[test]
@@ -138,16 +207,53 @@ fn chat_templates_render_as_in_transformers() {
 }
 
 #[test]
-fn token_ids_are_those_of_the_slow_and_the_fast_tokenizer() {
-    #[derive(Deserialize)]
-    struct Case {
-        text: String,
-        ids: Vec<i64>,
+fn a_chat_template_is_looked_for_where_transformers_looks_in_its_order() {
+    let (dir, _) = renderer("hf", transformers(), None);
+    let rendered = || {
+        let model = checkpoint::model(dir.path());
+        let renderer = PromptRenderer::from_checkpoint(dir.path(), &model, None).unwrap();
+        let message = Message::text(Role::User, "Hi");
+        renderer.render(&[message]).unwrap().text
+    };
+    let vicuna = rendered();
+    assert!(vicuna.ends_with("USER: Hi ASSISTANT:"), "{vicuna}");
+    // From the last place to the first.
+    let template = |name: &str| format!("{name}: {{{{ messages[0]['content'][0]['text'] }}}}");
+    let named = json!([{ "name": "default", "template": template("tokenizer") }]);
+    let inside = |value: Value| json!({ "chat_template": value }).to_string();
+    for (file, written, expected) in [
+        ("tokenizer_config.json", inside(named), "tokenizer: Hi"),
+        ("chat_template.jinja", template("file"), "file: Hi"),
+        (
+            "chat_template.json",
+            inside(json!(template("older"))),
+            "older: Hi",
+        ),
+        (
+            "processor_config.json",
+            json!({ "image_token": "<image>" }).to_string(),
+            "older: Hi",
+        ),
+        (
+            "processor_config.json",
+            inside(json!(template("first"))),
+            "first: Hi",
+        ),
+    ] {
+        fs::write(dir.path().join(file), written).unwrap();
+        assert_eq!(rendered(), expected, "{file}");
     }
-    let cases: HashMap<String, Vec<Case>> =
-        serde_json::from_slice(&fs::read(fixture("prompts/tokens.json")).unwrap()).unwrap();
-    assert_eq!(cases.len(), 6);
+}
+
+#[test]
+fn token_ids_are_those_of_the_slow_and_the_fast_tokenizer() {
+    let cases = tokenised();
+    assert_eq!(cases.len(), 7);
     for (name, cases) in cases {
+        // Its marks around images are `image_marks`' own promise.
+        if name == "original_enclosed" {
+            continue;
+        }
         let original = checkpoint::original(56, 14);
         let (dir, made) = match name.as_str() {
             "original" | "original_legacy" => renderer("llama", original, None),

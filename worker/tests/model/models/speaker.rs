@@ -108,6 +108,37 @@ fn a_conversation_read_turn_by_turn_is_answered_as_one_read_at_once() {
 }
 
 #[test]
+fn an_answer_ends_at_a_special_token_that_the_tokenizer_alone_names() {
+    let dir = checkpoint();
+    let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+    write(
+        "chat_template.jinja",
+        "{% for message in messages %}{% for part in message.content %}{{ part.text }} {% endfor %}{% endfor %}",
+    );
+    let asked = [question(0, "w7 w21")];
+    let whole = say(&mut speaker(dir.path()), &asked);
+    let words: Vec<&str> = whole.split_whitespace().collect();
+    let at = words.iter().position(|word| *word != words[0]).unwrap();
+    // config.json says nothing of this token, and an answer has no text of it.
+    let end = words[at];
+    let file = fs::read(dir.path().join("tokenizer.json")).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    let mut token = tokenizer["added_tokens"][0].clone();
+    token["content"] = json!(end);
+    token["id"] = tokenizer["model"]["vocab"][end].clone();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    added.insert(0, token);
+    write("tokenizer.json", &tokenizer.to_string());
+    write(
+        "tokenizer_config.json",
+        &json!({ "eos_token": end }).to_string(),
+    );
+    let answer = say(&mut speaker(dir.path()), &asked);
+    let said: Vec<&str> = answer.split_whitespace().collect();
+    assert_eq!(said, words[..at]);
+}
+
+#[test]
 fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
     let dir = checkpoint();
     let options = LoadOptions {
