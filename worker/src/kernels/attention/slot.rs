@@ -54,7 +54,8 @@ impl SlotCache {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::fs;
@@ -62,10 +63,10 @@ mod tests {
 
     /// The flags of the mapping that holds this address.
     fn flags(address: usize) -> String {
-        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let maps = fs::read_to_string("/proc/self/smaps").expect("smaps");
         let mut inside = false;
         for line in maps.lines() {
-            let range = line.split(' ').next().unwrap().split_once('-');
+            let range = line.split(' ').next().and_then(|word| word.split_once('-'));
             let number = |text: &str| usize::from_str_radix(text, 16).ok();
             if let Some((Some(start), Some(end))) =
                 range.map(|(start, end)| (number(start), number(end)))

@@ -62,6 +62,9 @@ pub(super) fn round_group(weights: &[f32], bits: Bits, column: usize, bytes: &mu
     scale
 }
 
+/// Where the values, scales and excess of one row go, and the row.
+type Row<'a> = (((&'a mut [i8], &'a mut [f32]), &'a mut [i32]), &'a [f32]);
+
 impl Rounded {
     pub(super) fn new(x: &[f32], inputs: usize, bits: Bits) -> Self {
         let group = bits.group();
@@ -81,15 +84,14 @@ impl Rounded {
             &mut rounded.scales,
             &mut rounded.excess,
         );
-        let one =
-            |(((values, scales), excess), row): (((&mut [i8], &mut [f32]), &mut [i32]), &[f32])| {
-                for (index, part) in row.chunks(group).enumerate() {
-                    let (scale, sum) =
-                        pointwise::round_to_bytes(part, &mut values[index * group..][..part.len()]);
-                    scales[index] = scale;
-                    excess[index] = sum * bits.zero();
-                }
-            };
+        let one = |(((values, scales), excess), row): Row<'_>| {
+            for (index, part) in row.chunks(group).enumerate() {
+                let (scale, sum) =
+                    pointwise::round_to_bytes(part, &mut values[index * group..][..part.len()]);
+                scales[index] = scale;
+                excess[index] = sum * bits.zero();
+            }
+        };
         if worth_sharing(x.len() * ROUNDING) {
             values
                 .par_chunks_mut(stride)
