@@ -221,8 +221,14 @@ async fn the_operator_works_with_the_rights_of_the_chart_in_one_namespace() -> a
 /// Runs the operator as the chart would, with the token of its ServiceAccount,
 /// and takes it through all that it writes and reads.
 async fn operator_works(settings: &[&str], namespace: &str, cause: &str) -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(1).await?;
-    let idle = ["--set", "operator.replicas=0,router.replicas=0"];
+    let cluster = Cluster::control_plane()
+        .with_kinds()
+        .with_fake_nodes(1)
+        .await?;
+    let idle = [
+        "--set",
+        "operator.replicas=0,router.replicas=0,crds.install=false",
+    ];
     install(&cluster, NAMESPACE, &[&idle[..], settings].concat()).await?;
     let account = token(&cluster, NAMESPACE, "llava-operator", None).await?;
     let client = cluster.client_as(&account).await?;

@@ -13,7 +13,7 @@ use tests::Cluster;
 use tests::cluster::wait_for;
 use tests::fault::{Call, Faults};
 use tests::history::{History, kind};
-use tests::operator::{Operator, deployment, install_kinds, settings, wait_status};
+use tests::operator::{Operator, deployment, settings, wait_status};
 
 /// Longer than a dead leader's Lease lasts.
 const TAKEOVER: Duration = Duration::from_secs(60);
@@ -41,9 +41,11 @@ fn deeds(operator: &Operator) -> Vec<Call> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leaders_work_is_finished_by_the_other_and_nothing_is_done_twice()
 -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().with_fake_nodes(2).await?;
+    let cluster = Cluster::control_plane()
+        .with_kinds()
+        .with_fake_nodes(2)
+        .await?;
     let client = cluster.client();
-    install_kinds(&client).await?;
     let kinds = [kind::<LlavaWorker>(), kind::<Pod>()];
     let history = History::record(&client, "default", &kinds).await?;
     let (one, two) = (

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tests::Cluster;
 use tests::history::kind;
-use tests::operator::install_kinds;
 
 #[derive(Deserialize)]
 struct Bad {
@@ -54,8 +53,7 @@ fn object(name: &str, spec: &Value) -> anyhow::Result<DynamicObject> {
 
 #[tokio::test]
 async fn what_cannot_work_is_refused_with_the_field_in_the_message() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().await?;
-    install_kinds(&cluster.client()).await?;
+    let cluster = Cluster::control_plane().with_kinds().await?;
     let api: Api<DynamicObject> =
         Api::default_namespaced_with(cluster.client(), &kind::<LlavaDeployment>());
     let dry = PostParams {
@@ -81,8 +79,7 @@ async fn what_cannot_work_is_refused_with_the_field_in_the_message() -> anyhow::
 
 #[tokio::test]
 async fn every_field_at_its_best_is_taken() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().await?;
-    install_kinds(&cluster.client()).await?;
+    let cluster = Cluster::control_plane().with_kinds().await?;
     let api: Api<DynamicObject> =
         Api::default_namespaced_with(cluster.client(), &kind::<LlavaDeployment>());
     let full = json!({
@@ -122,8 +119,7 @@ async fn every_field_at_its_best_is_taken() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_workers_spec_cannot_change() -> anyhow::Result<()> {
-    let cluster = Cluster::control_plane().await?;
-    install_kinds(&cluster.client()).await?;
+    let cluster = Cluster::control_plane().with_kinds().await?;
     let api: Api<LlavaWorker> = Api::default_namespaced(cluster.client());
     let mut template = good();
     merge(

@@ -14,6 +14,7 @@ mod client;
 mod command;
 mod error;
 mod fake;
+mod kinds;
 mod namespaces;
 mod network;
 mod parts;
@@ -44,6 +45,7 @@ use command::feed;
 pub use command::{run, wait_for};
 pub use error::Error;
 pub use fake::node_name as fake_node;
+pub use kinds::install_kinds;
 pub use namespaces::load_image;
 pub use parts::Parts;
 pub use place::{Place, Process, all as places, clear_dead};
@@ -72,6 +74,12 @@ impl Builder {
     /// Adds nodes without containers: Pods run there as far as the API shows.
     pub fn with_fake_nodes(mut self, nodes: u16) -> Self {
         self.wish.fake_nodes = nodes;
+        self
+    }
+
+    /// Adds both kinds of ours, so early that all of Kubernetes knows them.
+    pub fn with_kinds(mut self) -> Self {
+        self.wish.kinds = true;
         self
     }
 
@@ -372,6 +380,7 @@ pub fn supervisor_command(wish: &Wish) -> std::process::Command {
     command.arg("serve");
     command.arg(format!("--fake-nodes={}", wish.fake_nodes));
     command.args(wish.real_node.then_some("--real-node"));
+    command.args(wish.kinds.then_some("--kinds"));
     command.args(wish.kept.as_deref().map(|name| format!("--kept={name}")));
     command
         .stdin(Stdio::null())

@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-use crds::definition::definitions;
 use crds::name::label;
 use crds::{LlavaDeployment, LlavaDeploymentStatus};
 use http::Method;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource};
 use llava_operator::metrics::Metrics;
 use llava_operator::run::{Candidate, run};
 use llava_operator::settings::Settings;
@@ -121,8 +119,10 @@ impl Scene {
     /// # Errors
     /// When the cluster does not come up.
     pub async fn start(nodes: u16) -> anyhow::Result<Self> {
-        let cluster = Cluster::control_plane().with_fake_nodes(nodes).await?;
-        install_kinds(&cluster.client()).await?;
+        let cluster = Cluster::control_plane()
+            .with_kinds()
+            .with_fake_nodes(nodes)
+            .await?;
         let operator = Operator::start(&cluster, None, Faults::none()).await?;
         Ok(Self { cluster, operator })
     }
@@ -218,36 +218,6 @@ impl Scene {
         };
         Ok(all.iter().filter_map(about).collect())
     }
-}
-
-/// Installs both kinds and waits until the API server serves them.
-///
-/// # Errors
-/// When the API server refuses them.
-pub async fn install_kinds(client: &Client) -> anyhow::Result<()> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for definition in definitions() {
-        let name = definition.name_any();
-        let params = PatchParams::apply("tests").force();
-        api.patch(&name, &params, &Patch::Apply(&definition))
-            .await?;
-        let established = async || {
-            let conditions = api.get(&name).await.ok()?.status?.conditions?;
-            let is = |kind: &str| {
-                conditions
-                    .iter()
-                    .any(|one| one.type_ == kind && one.status == "True")
-            };
-            is("Established").then_some(())
-        };
-        wait_for(
-            "the kind to be served",
-            Duration::from_secs(20),
-            established,
-        )
-        .await?;
-    }
-    Ok(())
 }
 
 /// A deployment that fake nodes can serve.

@@ -64,6 +64,9 @@ struct Size {
     /// Whether to have a node with real containers.
     #[arg(long)]
     real_node: bool,
+    /// Whether LlavaDeployments and LlavaWorkers are known from the start.
+    #[arg(long)]
+    kinds: bool,
 }
 
 impl Size {
@@ -71,6 +74,7 @@ impl Size {
         Wish {
             fake_nodes: self.fake_nodes,
             real_node: self.real_node,
+            kinds: self.kinds,
             kept,
         }
     }

@@ -55,6 +55,10 @@ pub(super) fn tail(text: &str, lines: usize) -> String {
 
 /// How long one question of [`wait_for`] may take.
 const PROBE: Duration = Duration::from_secs(20);
+/// How long to wait between two of them, at first,
+const SHORTEST: Duration = Duration::from_millis(20);
+/// and at last: who waits for long must not keep the machine busy with asking.
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// Asks again and again until `probe` gives a value.
 ///
@@ -66,12 +70,14 @@ pub async fn wait_for<T>(
     mut probe: impl AsyncFnMut() -> Option<T>,
 ) -> Result<T, Error> {
     let asking = async {
+        let mut pause = SHORTEST;
         loop {
             // A probe whose answer was lost must not use up the others' time.
             if let Ok(Some(value)) = tokio::time::timeout(PROBE, probe()).await {
                 return value;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(pause).await;
+            pause = LONGEST.min(pause * 3 / 2);
         }
     };
     tokio::time::timeout(within, asking)

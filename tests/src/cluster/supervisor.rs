@@ -16,7 +16,7 @@ use tokio::process::Child;
 use super::{
     client, command,
     error::Error,
-    fake,
+    fake, kinds,
     namespaces::{self, Namespaces},
     parts::Parts,
     place::{Owner, Place, Process},
@@ -35,6 +35,8 @@ pub struct Wish {
     pub fake_nodes: u16,
     /// Whether to have the node with real containers.
     pub real_node: bool,
+    /// Whether LlavaDeployments and LlavaWorkers are known from the start.
+    pub kinds: bool,
     /// The name under which it stays until `cluster down`.
     pub kept: Option<String>,
 }
@@ -128,6 +130,9 @@ impl Supervisor {
             })
             .await?;
 
+        if self.wish.kinds {
+            kinds::install_kinds(&client).await?;
+        }
         self.run(Program::ControllerManager)?;
         self.run(Program::Scheduler)?;
         if self.wish.real_node {
