@@ -8,6 +8,7 @@ pub mod news;
 pub mod observe;
 pub mod plan;
 pub mod progress;
+pub mod refusal;
 pub mod report;
 pub mod scale;
 mod worst;
@@ -29,6 +30,7 @@ use self::check::{Checked, Wish, share};
 use self::observe::Observed;
 use self::plan::{Goal, Member, Plan};
 use self::progress::Aim;
+use self::refusal::Refused;
 use self::scale::Reading;
 use crate::context::Context;
 use crate::effects::EffectError;
@@ -89,14 +91,19 @@ pub async fn reconcile(
         .collect();
     let plan = plan::plan(&members, &goal); // pure
     let rules = context.settings.worker_network_policy.as_ref();
-    let planned = children(&observed, &checked, &goal, &plan, rules); // pure
-    let applied = apply::apply(
+    let rushed = context.effects.are_busy();
+    let mut planned = children(&observed, &checked, &goal, &plan, rules, rushed); // pure
+    let unguarded = observed.children.budget.is_none() && planned.budget == Step::Keep;
+    let unguarded = (unguarded && answering(&observed) > 0).then_some(WAIT);
+    let held = hold(&mut planned, &observed, context);
+    let mut applied = apply::apply(
         planned,
         &observed.deployment,
         &context.world,
         &context.effects,
     )
     .await; // client
+    let held = remember(held, &mut applied, &observed, context);
     let last_progress = progressed(&observed, &goal, &applied, context);
     let (status, deadline) = report::status(
         &observed,
@@ -115,8 +122,52 @@ pub async fn reconcile(
     }
     let scaled = matches!(checked.wish, Wish::Auto(_)).then_some(scale::PERIOD);
     let waits = applied.wait.then_some(WAIT);
-    let all = [plan.again, deadline, later, scaled, waits];
+    let all = [plan.again, deadline, later, scaled, waits, held, unguarded];
     Ok(Outcome::Done(all.into_iter().flatten().min()))
+}
+
+/// Makes no workers while a refusal holds; returns it.
+fn hold(
+    planned: &mut Planned,
+    observed: &Observed,
+    context: &Context,
+) -> Option<(Refused, Duration)> {
+    context.with_memory(&observed.key, |memory| {
+        if planned.create.is_empty() {
+            memory.refusals.clear();
+            return None;
+        }
+        let generation = observed.deployment.metadata.generation;
+        let held = memory
+            .refusals
+            .standing(generation, observed.now.monotonic)?;
+        planned.create.clear();
+        Some(held)
+    })
+}
+
+/// Notes what became of the workers to be made; returns how long a refusal holds that
+/// was not asked about again.
+fn remember(
+    held: Option<(Refused, Duration)>,
+    applied: &mut Applied,
+    observed: &Observed,
+    context: &Context,
+) -> Option<Duration> {
+    if let Some((refused, rest)) = held {
+        applied.refused = Some(refused);
+        return Some(rest);
+    }
+    let generation = observed.deployment.metadata.generation;
+    context.with_memory(&observed.key, |memory| match &applied.refused {
+        Some(refused) => {
+            let now = shell::clock::now();
+            memory.refusals.note(refused.clone(), generation, now);
+        }
+        None if !applied.created.is_empty() => memory.refusals.clear(),
+        None => {}
+    });
+    None
 }
 
 /// When the rollout last came further.
@@ -195,6 +246,12 @@ fn reading(observed: &Observed) -> Reading {
     }
 }
 
+/// Workers that answer.
+fn answering(observed: &Observed) -> usize {
+    let members = observed.workers.iter().map(|(_, member)| member);
+    members.filter(|member| member.available).count()
+}
+
 /// The plan in objects.
 fn children(
     observed: &Observed,
@@ -202,6 +259,7 @@ fn children(
     goal: &Goal,
     plan: &Plan,
     rules: Option<&NetworkPolicySpec>,
+    rushed: bool,
 ) -> Planned {
     let deployment = &*observed.deployment;
     let uid = deployment.uid().unwrap_or_default();
@@ -215,11 +273,8 @@ fn children(
     let mut leases: Vec<String> = existing.chain(plan.create.iter().map(name)).collect();
     leases.sort_unstable();
     leases.dedup();
-    let answering = observed
-        .workers
-        .iter()
-        .filter(|(_, member)| member.available)
-        .count();
+    let answering = answering(observed);
+    let enough = answering > 0 && answering >= goal.enough();
     let templates = observed
         .workers
         .iter()
@@ -249,7 +304,8 @@ fn children(
         // Every change of a worker makes Kubernetes write the Endpoints and EndpointSlices of its
         // Service and the status of its budget anew, so neither is there before it has a use. The
         // Service is for people alone: it is there when the status says that the workers answer.
-        service: if found.service.is_some() || (answering > 0 && answering >= goal.enough()) {
+        // The budget guards the first that answers, except that it gives way while calls wait.
+        service: if found.service.is_some() || enough {
             Step::towards(
                 child::service::service(deployment),
                 found.service.as_deref(),
@@ -258,7 +314,7 @@ fn children(
         } else {
             Step::Keep
         },
-        budget: if found.budget.is_some() || answering > 0 {
+        budget: if found.budget.is_some() || enough || (answering > 0 && !rushed) {
             Step::towards(
                 child::budget::budget(deployment, goal.replicas, goal.unavailable),
                 found.budget.as_deref(),

@@ -28,6 +28,18 @@ tokio::task_local! {
     /// The first write of the reconciliation that runs is still to come: of which
     /// kind it is, and when the event came that it answers.
     static ASKED: Cell<Option<(&'static str, Instant)>>;
+    /// Since when there is something to do for the deployment whose calls these are.
+    static ORDER: Instant;
+}
+
+/// Runs a reconciliation whose calls wait behind those that are older.
+pub async fn in_order<T>(since: Instant, work: impl Future<Output = T>) -> T {
+    ORDER.scope(since, work).await
+}
+
+fn order() -> Instant {
+    let order = ORDER.try_with(|since| *since);
+    order.unwrap_or_else(|_| shell::clock::now())
 }
 
 /// Runs a reconciliation so that its first write tells how late it came. Returns when
@@ -174,7 +186,7 @@ impl Effects {
     /// Whether so much has to be written that what can wait should.
     #[must_use]
     pub fn are_busy(&self) -> bool {
-        self.turns.are_short()
+        self.turns.are_short(shell::clock::now())
     }
 
     /// Creates an object that must not exist yet.
@@ -305,7 +317,7 @@ impl Effects {
 
     /// Tells people. Events are a courtesy: a failure is logged and no more.
     pub async fn tell<K: Object>(&self, about: &K, event: Event) {
-        let _turn = self.turns.take(false).await;
+        let _turn = self.turns.take(false, order()).await;
         let Some(limit) = self.write_limit() else {
             return;
         };
@@ -326,7 +338,7 @@ impl Effects {
     ) -> Result<T, EffectError> {
         let kind = K::kind(&());
         let first = ASKED.try_with(|asked| asked.get().is_some());
-        let _turn = self.turns.take(first.unwrap_or(false)).await;
+        let _turn = self.turns.take(first.unwrap_or(false), order()).await;
         let Some(limit) = self.write_limit() else {
             return Err(EffectError {
                 verb: verb.as_str(),
@@ -367,7 +379,7 @@ impl Effects {
         key: &Key,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, EffectError> {
-        let _turn = self.turns.take(false).await;
+        let _turn = self.turns.take(false, order()).await;
         self.within(self.timeout, verb, kind, key, call).await
     }
 

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use crate::key::Key;
 
 /// After this long the API server itself is asked: the object may have come and
-/// gone between two lists. A write whose answer was lost is asked for at once.
+/// gone between two lists.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a write whose answer was lost. It may still be on its way, so that
+/// the word that it did not happen counts only after [`PATIENCE`].
+pub const DOUBT: Duration = Duration::from_secs(1);
 
 /// What must be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Pending {
     pub expected: Expected,
     /// When the API server is asked.
     ask: Instant,
+    /// Until when a write that did not happen yet may still do so.
+    until: Instant,
 }
 
 impl Pending {
@@ -44,12 +49,12 @@ impl Pending {
     /// Whether the cache has yet to show the write, by the API server's own word on
     /// the object: that it is terminating or gone, or not.
     #[must_use]
-    pub fn is_to_come(&self, ending: bool) -> bool {
+    pub fn is_to_come(&self, ending: bool, now: Instant) -> bool {
         match self.expected {
             // It came and went, and the cache may never show it.
             Expected::Created => !ending,
             // It did not happen, or a store restored from a copy has undone it.
-            Expected::Deleted => ending,
+            Expected::Deleted => ending || now < self.until,
         }
     }
 }
@@ -63,21 +68,30 @@ pub struct Expectations {
 impl Expectations {
     /// A write was answered.
     pub fn wrote(&self, parent: &Key, object: Key, uid: &str, expected: Expected, now: Instant) {
-        self.expect(parent, object, uid, expected, now + PATIENCE);
+        self.expect(parent, object, uid, expected, [now + PATIENCE; 2]);
     }
 
     /// A write may have happened: its answer was lost.
     pub fn doubted(&self, parent: &Key, object: Key, uid: &str, expected: Expected, now: Instant) {
-        self.expect(parent, object, uid, expected, now);
+        let times = [now + DOUBT, now + PATIENCE];
+        self.expect(parent, object, uid, expected, times);
     }
 
-    fn expect(&self, parent: &Key, object: Key, uid: &str, expected: Expected, ask: Instant) {
+    fn expect(
+        &self,
+        parent: &Key,
+        object: Key,
+        uid: &str,
+        expected: Expected,
+        [ask, until]: [Instant; 2],
+    ) {
         let mut all = self.lock();
         all.entry(parent.clone()).or_default().push(Pending {
             object,
             uid: uid.to_owned(),
             expected,
             ask,
+            until,
         });
     }
 
@@ -205,14 +219,19 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_without_an_answer_is_asked_for_at_once_and_waited_for_if_it_happened() {
+    fn a_deletion_without_an_answer_is_asked_for_soon_and_given_up_late() {
         let expectations = Expectations::default();
         let (parent, child) = (Key::new("ns", "llava"), Key::new("ns", "llava-abc-0"));
         let now = shell::clock::now();
         expectations.doubted(&parent, child, "1", Expected::Deleted, now);
         let unseen = expectations.unseen(&parent, |_| false);
-        assert!(unseen[0].is_overdue(now));
-        assert!(unseen[0].is_to_come(true));
-        assert!(!unseen[0].is_to_come(false), "it may be planned anew");
+        assert!(!unseen[0].is_overdue(now), "it may be on its way");
+        let soon = now + DOUBT;
+        assert!(unseen[0].is_overdue(soon));
+        assert!(unseen[0].is_to_come(true, soon));
+        assert!(unseen[0].is_to_come(false, soon), "it may arrive still");
+        let late = now + PATIENCE;
+        assert!(unseen[0].is_to_come(true, late), "the cache is behind");
+        assert!(!unseen[0].is_to_come(false, late), "it is planned anew");
     }
 }

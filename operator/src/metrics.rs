@@ -105,7 +105,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "reaction",
-            "Time from the first event that a reconciliation answers to the API server's answer to its first write, by kind; that events gather and caches catch up is part of it, statuses that are put off on purpose are not measured",
+            "Time from the first event that a reconciliation answers to the API server's answer to its first write, by kind; that events gather and caches catch up is part of it; statuses that are put off on purpose are not measured, and the echoes of the operator's own writes only where nothing else asked",
             Unit::Seconds,
             metrics.reaction.clone(),
         );

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::select_all;
 use kube::Client;
@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::drive::drive;
-use crate::effects::{Effects, answering};
+use crate::effects::{Effects, answering, in_order};
 use crate::key::Key;
 use crate::leader::{Claim, Election};
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::settings::Settings;
-use crate::world::{Queue, Worker, World};
+use crate::world::{Asked, Queue, Worker, World};
 use crate::{deployment, worker};
 
 /// Who stands for election, and where.
@@ -129,7 +129,8 @@ async fn deployment_step(key: Key, context: &Context) -> Option<Duration> {
     match &object.0 {
         Ok(deployment) => {
             // Boxed: each layer around it would hold it by value, on the stack at first.
-            let work = Box::pin(deployment::reconcile(Arc::new(deployment.clone()), context));
+            let work = deployment::reconcile(Arc::new(deployment.clone()), context);
+            let work = Box::pin(in_order(world.since(&key), work));
             measured(work, deployment::KIND, key, (queue, asked), context).await
         }
         Err(invalid) => {
@@ -147,7 +148,9 @@ async fn worker_step(key: Key, context: &Context) -> Option<Duration> {
     let reference = ObjectRef::new(&key.name).within(&key.namespace);
     let object = world.workers.get(&reference)?;
     let readable = worker::readable(&object)?;
-    let work = Box::pin(worker::reconcile(readable, context));
+    let parent = Key::new(&key.namespace, &readable.spec.deployment);
+    let work = worker::reconcile(readable, context);
+    let work = Box::pin(in_order(world.since(&parent), work));
     measured(work, worker::KIND, key, (queue, asked), context).await
 }
 
@@ -156,13 +159,14 @@ async fn measured<E: fmt::Display>(
     work: impl Future<Output = Result<Outcome, E>>,
     kind: &'static str,
     key: Key,
-    (queue, asked): (&Queue, Option<Instant>),
+    (queue, asked): (&Queue, Option<Asked>),
     context: &Context,
 ) -> Option<Duration> {
     let start = shell::clock::now();
-    let (done, unanswered) = answering(kind, asked, work).await;
+    let (done, unanswered) = answering(kind, asked.map(|asked| asked.at), work).await;
     let now = shell::clock::now();
-    if let Some(asked) = unanswered
+    if let Some(asked) = asked
+        && unanswered.is_some()
         && !matches!(done, Ok(Outcome::Done(_)))
     {
         queue.put_back(&key, asked);
@@ -220,7 +224,10 @@ mod tests {
         let context = fake::context(&Fake::default().client(|_| None));
         let queue = context.world.worker_queue();
         let key = Key::new("ns", "llava-abc-0");
-        let asked = Some(shell::clock::now());
+        let asked = Some(Asked {
+            at: shell::clock::now(),
+            echo: false,
+        });
         let wait = Duration::from_secs(1);
         for (done, left) in [
             (Ok(Outcome::Behind(wait)), asked),

@@ -9,6 +9,7 @@ pub mod observe;
 pub mod plan;
 pub mod pod;
 pub mod report;
+pub mod warnings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use std::time::Duration;
 
 use crds::LlavaWorker;
 use crds::name::{FIELD_MANAGER, WORKER, label};
+use crds::worker::LlavaWorkerSpec;
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -159,6 +162,17 @@ pub fn readable(worker: &Worker) -> Option<Arc<LlavaWorker>> {
             );
             None
         }
+    }
+}
+
+/// What is known of a worker that cannot be read: its metadata. Its spec names no
+/// revision, so that nothing is made after it.
+#[must_use]
+pub fn bare(metadata: &ObjectMeta) -> LlavaWorker {
+    LlavaWorker {
+        metadata: metadata.clone(),
+        spec: LlavaWorkerSpec::default(),
+        status: None,
     }
 }
 

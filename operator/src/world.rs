@@ -30,6 +30,7 @@ use crate::expectations::Expectations;
 use crate::heartbeat::{Change, Heartbeats};
 use crate::key::Key;
 use crate::names::Names;
+use crate::worker::warnings::Warnings;
 
 /// A LlavaDeployment that may not be readable.
 pub type Deployment = DeserializeGuard<LlavaDeployment>;
@@ -73,6 +74,10 @@ pub struct World {
     heartbeats: Mutex<Heartbeats>,
     demands: Mutex<Demands>,
     births: Mutex<Births>,
+    /// Since when each deployment's spec is as it is.
+    since: Mutex<HashMap<Key, Instant>>,
+    /// What nodes warn of.
+    pub warnings: Warnings,
     /// Writes of the deployment controller.
     pub worker_writes: Expectations,
     /// Writes of the worker controller.
@@ -90,7 +95,40 @@ const CHILDREN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Queue {
     sender: mpsc::UnboundedSender<Ask>,
-    asked: Mutex<HashMap<Key, Instant>>,
+    asked: Mutex<HashMap<Key, Asked>>,
+}
+
+/// The event that a reconciliation answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// When it came.
+    pub at: Instant,
+    /// Whether it is the echo of a write of our own, which seldom has an answer.
+    pub echo: bool,
+}
+
+impl Asked {
+    /// The one of two to be measured: that of others, then the earlier one.
+    fn first(self, other: Self) -> Self {
+        if (self.echo, self.at) <= (other.echo, other.at) {
+            self
+        } else {
+            other
+        }
+    }
+}
+
+/// What an event says of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saw {
+    /// It was not known before.
+    Born,
+    /// It changed, its spec or its end among it.
+    Changed,
+    /// It changed, but was told nothing new.
+    Told,
+    /// It is gone.
+    Gone,
 }
 
 impl Queue {
@@ -100,24 +138,24 @@ impl Queue {
         (Self { sender, asked }, receiver)
     }
 
-    fn push(&self, key: &Key, gather: Duration) {
-        let now = shell::clock::now();
-        lock(&self.asked).entry(key.clone()).or_insert(now);
+    fn push(&self, key: &Key, gather: Duration, echo: bool) {
+        let at = shell::clock::now();
+        self.put_back(key, Asked { at, echo });
         let key = key.clone();
         // The other end goes only when the controller does.
         let _ = self.sender.unbounded_send(Ask { key, gather });
     }
 
-    /// When the first event came that the reconciliation now starting answers.
-    pub fn take_asked(&self, key: &Key) -> Option<Instant> {
+    /// The first event that the reconciliation now starting answers.
+    pub fn take_asked(&self, key: &Key) -> Option<Asked> {
         lock(&self.asked).remove(key)
     }
 
     /// That reconciliation answered nothing: the next one answers the same event.
-    pub fn put_back(&self, key: &Key, asked: Instant) {
+    pub fn put_back(&self, key: &Key, asked: Asked) {
         let mut all = lock(&self.asked);
-        let earliest = all.entry(key.clone()).or_insert(asked);
-        *earliest = asked.min(*earliest);
+        let first = all.entry(key.clone()).or_insert(asked);
+        *first = asked.first(*first);
     }
 }
 
@@ -171,6 +209,8 @@ impl World {
             heartbeats: Mutex::default(),
             demands: Mutex::default(),
             births: Mutex::default(),
+            since: Mutex::default(),
+            warnings: Warnings::default(),
             worker_writes: Expectations::default(),
             pod_writes: Expectations::default(),
             deployment_queue,
@@ -288,6 +328,12 @@ impl World {
         lock(&self.births)
     }
 
+    /// Since when there is something to do for a deployment.
+    pub fn since(&self, deployment: &Key) -> Instant {
+        let since = lock(&self.since).get(deployment).copied();
+        since.unwrap_or_else(shell::clock::now)
+    }
+
     /// Reconciliations of LlavaDeployments.
     pub fn deployment_queue(&self) -> &Queue {
         &self.deployment_queue
@@ -298,12 +344,9 @@ impl World {
         &self.worker_queue
     }
 
-    /// The workers that name this deployment and can be read.
+    /// The workers that name this deployment.
     pub fn workers_of(&self, deployment: &Key) -> Vec<Arc<Worker>> {
-        let ours = |worker: &Worker| {
-            let named = |worker: &LlavaWorker| worker.spec.deployment == deployment.name;
-            worker.0.as_ref().is_ok_and(named)
-        };
+        let ours = |worker: &Worker| parent(worker).is_some_and(|name| name == deployment.name);
         let names = lock(&self.worker_names).of(deployment);
         let reference = |key: &Key| ObjectRef::new(&key.name).within(&key.namespace);
         let found = names.iter().map(reference);
@@ -319,22 +362,33 @@ impl World {
         names.into_iter().map(|key| key.name).collect()
     }
 
-    fn saw_deployment(&self, deployment: &Deployment, gone: bool) {
+    fn saw_deployment(&self, deployment: &Deployment, saw: Saw) {
         let key = Key::of(deployment);
-        if gone {
-            self.worker_writes.forget(&key);
+        let mut since = lock(&self.since);
+        match saw {
+            Saw::Gone => {
+                since.remove(&key);
+                self.worker_writes.forget(&key);
+            }
+            Saw::Born | Saw::Changed => {
+                since.insert(key.clone(), shell::clock::now());
+            }
+            Saw::Told => {}
         }
-        self.deployment_queue.push(&key, OWN);
+        drop(since);
+        self.deployment_queue.push(&key, OWN, saw == Saw::Told);
     }
 
-    fn saw_worker(&self, worker: &Worker, gone: bool) {
+    fn saw_worker(&self, worker: &Worker, saw: Saw) {
         let key = Key::of(worker);
-        if let Ok(worker) = &worker.0 {
-            let parent = Key::new(&key.namespace, &worker.spec.deployment);
+        let gone = saw == Saw::Gone;
+        if let Some(name) = parent(worker) {
+            let parent = Key::new(&key.namespace, name);
             let uid = worker.uid().unwrap_or_default();
-            let ending = gone || worker.metadata.deletion_timestamp.is_some();
+            let ending = gone || worker.meta().deletion_timestamp.is_some();
             self.worker_writes.saw(&parent, &uid, ending);
-            self.deployment_queue.push(&parent, CHILDREN);
+            self.deployment_queue
+                .push(&parent, CHILDREN, saw == Saw::Born);
         }
         if gone {
             self.pod_writes.forget(&key);
@@ -343,11 +397,12 @@ impl World {
         } else {
             lock(&self.worker_names).apply(key.clone());
         }
-        self.worker_queue.push(&key, OWN);
+        self.worker_queue.push(&key, OWN, saw == Saw::Told);
     }
 
-    fn saw_pod(&self, pod: &Pod, gone: bool) {
+    fn saw_pod(&self, pod: &Pod, saw: Saw) {
         let key = Key::of(pod);
+        let (gone, echo) = (saw == Saw::Gone, saw == Saw::Born);
         if gone {
             lock(&self.pod_names).delete(&key);
         } else {
@@ -358,16 +413,16 @@ impl World {
             .saw(&key, &pod.uid().unwrap_or_default(), ending);
         if let Some(deployment) = pod.labels().get(label::DEPLOYMENT) {
             self.deployment_queue
-                .push(&Key::new(&key.namespace, deployment), CHILDREN);
+                .push(&Key::new(&key.namespace, deployment), CHILDREN, echo);
         }
-        self.worker_queue.push(&key, OWN);
+        self.worker_queue.push(&key, OWN, echo);
     }
 
-    fn saw_lease(&self, lease: &Lease, gone: bool) {
+    fn saw_lease(&self, lease: &Lease, saw: Saw) {
         let key = Key::of(lease);
         let changed = {
             let mut beats = self.heartbeats();
-            if gone {
+            if saw == Saw::Gone {
                 beats.delete(&key);
                 true
             } else {
@@ -375,18 +430,18 @@ impl World {
             }
         };
         if changed {
-            self.worker_queue.push(&key, OWN);
+            self.worker_queue.push(&key, OWN, false);
             if let Some(deployment) = lease.labels().get(label::DEPLOYMENT) {
                 self.deployment_queue
-                    .push(&Key::new(&key.namespace, deployment), CHILDREN);
+                    .push(&Key::new(&key.namespace, deployment), CHILDREN, false);
             }
         }
     }
 
-    fn saw_router(&self, lease: &Lease, gone: bool) {
+    fn saw_router(&self, lease: &Lease, saw: Saw) {
         let changed = {
             let mut demands = self.demands();
-            if gone {
+            if saw == Saw::Gone {
                 demands.delete(&Key::of(lease))
             } else {
                 demands.apply(lease, shell::clock::now())
@@ -394,30 +449,37 @@ impl World {
         };
         changed
             .iter()
-            .for_each(|deployment| self.deployment_queue.push(deployment, OWN));
+            .for_each(|deployment| self.deployment_queue.push(deployment, OWN, false));
     }
 
-    fn saw_child<K: Resource<DynamicType = ()>>(&self, child: &K, _gone: bool) {
+    fn saw_child<K: Resource<DynamicType = ()>>(&self, child: &K, saw: Saw) {
         if let Some(deployment) = child.labels().get(label::DEPLOYMENT) {
             let namespace = child.namespace().unwrap_or_default();
-            self.deployment_queue
-                .push(&Key::new(namespace, deployment), CHILDREN);
+            self.deployment_queue.push(
+                &Key::new(namespace, deployment),
+                CHILDREN,
+                saw == Saw::Born,
+            );
         }
     }
 
     /// After a new list: what vanished meanwhile left no event, so everybody looks again.
     fn listed(&self) {
+        // Locked before the look at the store: a birth that is noted later is kept whatever the look says.
+        let mut births = self.births();
         let workers = self.workers.state();
-        lock(&self.worker_names).reset(workers.iter().map(|worker| Key::of(&**worker)));
         let uids: HashSet<String> = workers.iter().filter_map(|worker| worker.uid()).collect();
-        self.births().retain(|uid| uids.contains(uid));
+        births.retain(|uid| uids.contains(uid));
+        drop(births);
+        lock(&self.worker_names).reset(workers.iter().map(|worker| Key::of(&**worker)));
         let pods = self.pods.state();
         lock(&self.pod_names).reset(pods.iter().map(|pod| Key::of(&**pod)));
         for deployment in self.deployments.state() {
-            self.deployment_queue.push(&Key::of(&*deployment), OWN);
+            self.deployment_queue
+                .push(&Key::of(&*deployment), OWN, false);
         }
         for worker in workers {
-            self.worker_queue.push(&Key::of(&*worker), OWN);
+            self.worker_queue.push(&Key::of(&*worker), OWN, false);
         }
         let leases = &self.leases;
         self.heartbeats().retain(|key| {
@@ -428,12 +490,23 @@ impl World {
     }
 }
 
+/// The deployment that a worker names; in its labels, if the rest of it cannot be read.
+fn parent(worker: &Worker) -> Option<&str> {
+    match &worker.0 {
+        Ok(worker) => Some(&worker.spec.deployment),
+        Err(invalid) => {
+            let labels = invalid.metadata.labels.as_ref()?;
+            labels.get(label::DEPLOYMENT).map(String::as_str)
+        }
+    }
+}
+
 /// Follows one kind for ever.
 async fn follow<K>(
     (client, scope, labels): (Client, Scope, String),
     mut writer: Option<reflector::store::Writer<K>>,
     world: Arc<World>,
-    saw: fn(&World, &K, bool),
+    saw: fn(&World, &K, Saw),
 ) where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -451,6 +524,7 @@ async fn follow<K>(
         config = config.labels(&labels);
     }
     let mut events = watch(api, config).default_backoff().boxed();
+    let known = writer.as_ref().map(reflector::store::Writer::as_reader);
     let mut lists = 0_u32;
     while let Some(event) = events.next().await {
         let mut event = match event {
@@ -463,12 +537,14 @@ async fn follow<K>(
         if let Event::Apply(object) | Event::InitApply(object) = &mut event {
             object.managed_fields_mut().clear();
         }
+        let what = sight(&event, known.as_ref());
         if let Some(writer) = &mut writer {
             writer.apply_watcher_event(&event);
         }
         match &event {
-            Event::Apply(object) | Event::InitApply(object) => saw(&world, object, false),
-            Event::Delete(object) => saw(&world, object, true),
+            Event::Apply(object) | Event::InitApply(object) | Event::Delete(object) => {
+                saw(&world, object, what);
+            }
             Event::InitDone => {
                 lists += 1;
                 if lists > 1 {
@@ -480,6 +556,26 @@ async fn follow<K>(
     }
 }
 
+/// What an event says, beside what was known before it.
+fn sight<K>(event: &Event<K>, known: Option<&Store<K>>) -> Saw
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let (Event::Apply(object) | Event::InitApply(object)) = event else {
+        return Saw::Gone;
+    };
+    let before = known.and_then(|known| known.get(&ObjectRef::from_obj(object)));
+    let told = |object: &K| {
+        let metadata = object.meta();
+        (metadata.generation, metadata.deletion_timestamp.is_some())
+    };
+    match before {
+        None => Saw::Born,
+        Some(before) if told(&before) == told(object) => Saw::Told,
+        Some(_) => Saw::Changed,
+    }
+}
+
 /// Looks for Leases that are no longer renewed.
 async fn sweep(world: Arc<World>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
@@ -487,7 +583,58 @@ async fn sweep(world: Arc<World>) {
         ticks.tick().await;
         let turned = world.heartbeats().sweep(shell::clock::now());
         for key in turned {
-            world.worker_queue.push(&key, OWN);
+            world.worker_queue.push(&key, OWN, false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_measured_from_what_others_did_and_from_an_echo_for_want_of_that() {
+        let (queue, _asks) = Queue::new();
+        let key = Key::new("ns", "llava");
+        let start = shell::clock::now();
+        let asked = |seconds, echo| {
+            let at = start + Duration::from_secs(seconds);
+            Asked { at, echo }
+        };
+        for (all, first) in [
+            (vec![asked(2, true), asked(1, true)], asked(1, true)),
+            (vec![asked(1, true), asked(2, false)], asked(2, false)),
+            (
+                vec![asked(3, false), asked(1, true), asked(2, false)],
+                asked(2, false),
+            ),
+        ] {
+            all.into_iter()
+                .for_each(|asked| queue.put_back(&key, asked));
+            assert_eq!(queue.take_asked(&key), Some(first));
+            assert_eq!(queue.take_asked(&key), None);
+        }
+    }
+
+    #[test]
+    fn an_event_tells_a_birth_from_a_change_and_from_a_new_status() {
+        let pod = |generation: i64, phase: &str| -> Pod {
+            let metadata = json!({"namespace": "ns", "name": "a", "generation": generation});
+            let status = json!({"phase": phase});
+            serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
+        };
+        let (known, mut writer) = reflector::store();
+        let mut saw = |event: Event<Pod>| {
+            let saw = sight(&event, Some(&known));
+            writer.apply_watcher_event(&event);
+            saw
+        };
+        assert_eq!(saw(Event::Apply(pod(1, "Pending"))), Saw::Born);
+        assert_eq!(saw(Event::Apply(pod(1, "Running"))), Saw::Told);
+        assert_eq!(saw(Event::Apply(pod(2, "Running"))), Saw::Changed);
+        assert_eq!(saw(Event::Delete(pod(2, "Running"))), Saw::Gone);
+        assert_eq!(saw(Event::Apply(pod(1, "Pending"))), Saw::Born);
     }
 }

@@ -11,6 +11,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt;
 
 use super::plan::Delete;
+use super::refusal::Refused;
 use crate::effects::Effects;
 use crate::expectations::Expected;
 use crate::key::Key;
@@ -45,6 +46,8 @@ pub struct Applied {
     pub created: Vec<LlavaWorker>,
     /// UIDs of workers that were deleted.
     pub deleted: Vec<String>,
+    /// Why workers were not made, now or not yet again.
+    pub refused: Option<Refused>,
     /// Whether something has to be waited for without an event.
     pub wait: bool,
     /// What stopped it.
@@ -100,7 +103,14 @@ async fn steps(
         applied.wait = true;
         return Ok(());
     }
-    start(&create, &key, world, effects, applied).await?;
+    if let Err(error) = start(&create, &key, world, effects, applied).await {
+        let said = error.for_people().filter(|_| !error.is_gone());
+        applied.refused = said.map(|message| Refused {
+            reason: error.reason(),
+            message,
+        });
+        return Err(error);
+    }
     for Delete { name, uid } in delete {
         let worker = Key::new(&key.namespace, name);
         let deleted = effects.delete::<LlavaWorker>(&worker, &uid, true).await;

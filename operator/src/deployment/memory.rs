@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
+use super::refusal::Refusals;
 use super::scale::Scaler;
 
 /// What is remembered of one deployment.
@@ -15,6 +16,8 @@ pub struct Memory {
     pub scaler: Scaler,
     /// How far the rollout came.
     pub progress: Progress,
+    /// Workers that were refused.
+    pub refusals: Refusals,
     /// Since when no node has room for a worker, by UID.
     without_room: HashMap<String, Instant>,
     /// Ended workers that were counted as failures.

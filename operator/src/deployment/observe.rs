@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crds::name::child_name;
+use crds::name::{child_name, label};
 use crds::worker::Phase;
 use crds::{LlavaDeployment, LlavaWorker};
 use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
@@ -22,8 +22,8 @@ use crate::expectations::Expected;
 use crate::key::Key;
 use crate::now::Now;
 use crate::revision;
-use crate::worker::diagnose;
 use crate::worker::life::{self, Life};
+use crate::worker::{self, diagnose};
 
 /// One deployment and its surroundings at one instant.
 #[derive(Clone, Debug)]
@@ -77,7 +77,14 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
     let mut workers = Vec::new();
     let (mut waiting, mut running) = (0, 0);
     for worker in world.workers_of(&key) {
-        let Ok(worker) = &worker.0 else { continue };
+        let bare;
+        let (worker, readable) = match &worker.0 {
+            Ok(worker) => (worker, true),
+            Err(invalid) => {
+                bare = worker::bare(&invalid.metadata);
+                (&bare, false)
+            }
+        };
         let ours = worker
             .owner_references()
             .iter()
@@ -87,7 +94,10 @@ pub fn observe(deployment: Arc<LlavaDeployment>, context: &Context) -> Observed 
         }
         let name = ObjectRef::new(&worker.name_any()).within(&key.namespace);
         let pod = world.pods.get(&name);
-        let (member, load) = member(worker, pod.as_deref(), context, &key, &now);
+        let (mut member, load) = member(worker, pod.as_deref(), context, &key, &now);
+        if !readable {
+            only_its_pod_counts(worker, &key, &mut member);
+        }
         waiting += load.0;
         running += load.1;
         workers.push((Arc::new(worker.clone()), member));
@@ -170,6 +180,20 @@ fn member(
     (member, (count(report.waiting), count(report.running)))
 }
 
+/// A worker that cannot be read is what its Pod is: it may well answer. Without one it
+/// has ended, since nobody can make its Pod or tell what became of it.
+fn only_its_pod_counts(worker: &LlavaWorker, deployment: &Key, member: &mut Member) {
+    if let Some(revision) = worker.labels().get(label::REVISION) {
+        member.ordinal =
+            revision::ordinal(&member.name, &deployment.name, revision).unwrap_or(member.ordinal);
+        member.revision.clone_from(revision);
+    }
+    if matches!(member.life, Life::Unborn | Life::Unseen) {
+        member.life = Life::Ended;
+    }
+    member.told = true;
+}
+
 /// Each end counts once towards the back-off of replacements.
 fn count_ends(workers: &[(Arc<LlavaWorker>, Member)], context: &Context, key: &Key, now: &Now) {
     let fresh = context.with_memory(key, |memory| {
@@ -212,7 +236,7 @@ pub async fn caught_up(key: &Key, context: &Context) -> Result<bool, EffectError
             let found: Option<LlavaWorker> = context.effects.get(&pending.object).await?;
             let same = found.filter(|worker| worker.uid().as_deref() == Some(&pending.uid));
             let ending = same.is_none_or(|worker| worker.metadata.deletion_timestamp.is_some());
-            if !pending.is_to_come(ending) {
+            if !pending.is_to_come(ending, now) {
                 world.worker_writes.saw(key, &pending.uid, true);
                 continue;
             }

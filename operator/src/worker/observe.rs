@@ -7,10 +7,9 @@ use std::time::Duration;
 use crds::condition::reason;
 use crds::worker::{LlavaWorker, Phase};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
-use kube::api::ListParams;
 use kube::runtime::reflector::ObjectRef;
 
 use super::diagnose::{self, Diagnosis};
@@ -86,7 +85,7 @@ pub async fn observe(
         life = Life::Ended;
         diagnosis = diagnose::pod_deleted();
     }
-    if let Some(cause) = deeper(&worker, pod.as_deref(), &diagnosis, &key, effects).await? {
+    if let Some(cause) = deeper(&worker, pod.as_deref(), &diagnosis, &key, world, effects).await? {
         diagnosis = cause;
     }
     Ok(Observed {
@@ -107,6 +106,7 @@ async fn deeper(
     pod: Option<&Pod>,
     diagnosis: &Diagnosis,
     key: &Key,
+    world: &World,
     effects: &Effects,
 ) -> Result<Option<Diagnosis>, EffectError> {
     if diagnosis.reason == reason::VOLUME_CLAIM_PENDING {
@@ -117,7 +117,7 @@ async fn deeper(
         Some(pod)
             if diagnosis.reason == reason::STARTING && on_its_node_for(pod) >= MOUNT_PATIENCE =>
         {
-            Ok(mount(pod, key, effects).await)
+            Ok(mount(pod, key, world, effects).await)
         }
         _ => Ok(None),
     }
@@ -180,32 +180,15 @@ fn on_its_node_for(pod: &Pod) -> Duration {
     })
 }
 
-/// A Pod whose volumes cannot be mounted says so in Events alone. Those of the scheduler are
-/// history once there is a node.
-async fn mount(pod: &Pod, key: &Key, effects: &Effects) -> Option<Diagnosis> {
-    let uid = pod.uid()?;
-    let params = ListParams::default()
-        .fields(&format!("involvedObject.uid={uid},type=Warning"))
-        .limit(20);
-    let events = effects.list::<Event>(&key.namespace, &params).await.ok()?;
-    let of_node = |event: &Event| event.reason.as_deref() != Some("FailedScheduling");
-    let last = events
-        .items
-        .into_iter()
-        .filter(of_node)
-        .max_by_key(|event| {
-            let series = event.last_timestamp.as_ref().map(|time| time.0);
-            series.or_else(|| event.event_time.as_ref().map(|time| time.0))
-        })?;
-    let message = last.message.unwrap_or_default();
-    let word = last.reason.unwrap_or_default();
-    let word = if word == "FailedMount"
-        && message.contains("secret \"")
-        && message.contains("not found")
-    {
+/// A Pod whose volumes cannot be mounted says so in Events alone.
+async fn mount(pod: &Pod, key: &Key, world: &World, effects: &Effects) -> Option<Diagnosis> {
+    let said = world.warnings.of(key, &pod.uid()?, effects).await?;
+    let message = said.message;
+    let missing = message.contains("secret \"") && message.contains("not found");
+    let word = if said.reason == "FailedMount" && missing {
         reason::SECRET_MISSING.to_owned()
     } else {
-        word
+        said.reason
     };
     Some(Diagnosis {
         phase: Phase::Pending,
