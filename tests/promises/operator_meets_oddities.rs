@@ -5,7 +5,7 @@ use std::time::Duration;
 use crds::condition::reason::NAME_TAKEN;
 use crds::definition::definitions;
 use crds::name::{WORKER, label};
-use crds::{LlavaDeployment, LlavaDeploymentStatus};
+use crds::{LlavaDeployment, LlavaDeploymentStatus, LlavaWorker};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps,
@@ -15,10 +15,10 @@ use kube::{Api, ResourceExt};
 use llava_operator::revision::worker_name;
 use serde_json::json;
 use tests::Cluster;
-use tests::cluster::wait_for;
+use tests::cluster::{install_kinds, wait_for};
 use tests::fault::Faults;
 use tests::history::kind;
-use tests::operator::{Operator, Scene, deployment, install_kinds, wait_status};
+use tests::operator::{Operator, Scene, deployment, wait_status};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -157,6 +157,47 @@ async fn an_object_that_cannot_be_read_stalls_no_other() -> anyhow::Result<()> {
         status.available_replicas == 1
     })
     .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_cannot_be_read_counts_as_its_pod_does() -> anyhow::Result<()> {
+    let scene = Scene::start(1).await?;
+    scene.serve("llava", json!({"replicas": 2})).await?;
+    let kinds: Api<CustomResourceDefinition> = Api::all(scene.cluster.client());
+    let [_, workers] = definitions();
+    let (name, how) = (workers.name_any(), PatchParams::apply("tests").force());
+    kinds
+        .patch(&name, &how, &Patch::Apply(lax(workers)))
+        .await?;
+    let victim = scene.pods("llava").await?.remove(0);
+    let name = victim.name_any();
+    let anything: Api<DynamicObject> =
+        Api::default_namespaced_with(scene.cluster.client(), &kind::<LlavaWorker>());
+    let broken = Patch::Merge(json!({"spec": {"template": 7}}));
+    let spoil = async || {
+        let how = PatchParams::default();
+        anything.patch(&name, &how, &broken).await.ok()
+    };
+    wait_for("the kind to take anything", SOON, spoil).await?;
+
+    // Its Pod answers, so that one more makes three.
+    let created = scene.pods_created();
+    scene.change("llava", json!({"replicas": 3})).await?;
+    let three =
+        |status: &LlavaDeploymentStatus| status.available_replicas == 3 && status.replicas == 3;
+    scene.wait("llava", three).await?;
+    let pods: Api<Pod> = scene.api();
+    assert_eq!(pods.get(&name).await?.uid(), victim.uid());
+    assert_eq!(scene.pods_created(), created + 1);
+
+    let fault = json!({"metadata": {"annotations": {"fake.llava.dev/fault": "failed"}}});
+    pods.patch(&name, &PatchParams::default(), &Patch::Merge(fault))
+        .await?;
+    let gone = async || anything.get_opt(&name).await.ok()?.is_none().then_some(());
+    wait_for("it to go with its Pod", SOON, gone).await?;
+    scene.wait("llava", three).await?;
+    assert_eq!(scene.pods_created(), created + 2);
     Ok(())
 }
 

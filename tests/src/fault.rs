@@ -71,7 +71,26 @@ pub struct Faults {
     plan: Arc<Plan>,
     calls: Arc<Mutex<Vec<Call>>>,
     killed: Arc<watch::Sender<bool>>,
-    held: Arc<watch::Sender<Vec<String>>>,
+    sight: Arc<watch::Sender<Sight>>,
+}
+
+/// Kinds of which watches do not tell.
+#[derive(Clone, Debug, Default)]
+struct Sight {
+    /// They tell later.
+    held: Vec<String>,
+    /// They never will: whoever watches has to list anew.
+    lost: Vec<String>,
+}
+
+impl Sight {
+    fn holds(&self, kind: &str) -> bool {
+        self.held.iter().any(|held| held == kind)
+    }
+
+    fn lacks(&self, kind: &str) -> bool {
+        self.lost.iter().any(|lost| lost == kind)
+    }
 }
 
 impl Faults {
@@ -81,7 +100,7 @@ impl Faults {
             plan: Arc::new(plan),
             calls: Arc::default(),
             killed: Arc::new(watch::Sender::new(false)),
-            held: Arc::new(watch::Sender::new(Vec::new())),
+            sight: Arc::new(watch::Sender::new(Sight::default())),
         }
     }
 
@@ -118,13 +137,20 @@ impl Faults {
     /// From now on nothing is heard of what watches of these kinds say; paths spell
     /// them so, such as `pods`.
     pub fn hold(&self, kinds: &[&str]) {
-        let kinds = kinds.iter().map(|kind| (*kind).to_owned());
-        self.held.send_replace(kinds.collect());
+        let held = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        self.sight.send_modify(|sight| sight.held = held);
     }
 
-    /// All of it is heard now.
+    /// The watches of these kinds break, and until the release the API server says to
+    /// each new one that it is too late for it.
+    pub fn lose(&self, kinds: &[&str]) {
+        let lost = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        self.sight.send_modify(|sight| sight.lost = lost);
+    }
+
+    /// What was held is heard now, and what was lost can be listed.
     pub fn release(&self) {
-        self.hold(&[]);
+        self.sight.send_replace(Sight::default());
     }
 
     /// Waits for the death of the caller.
@@ -204,7 +230,11 @@ where
         let query = request.uri().query().unwrap_or_default();
         let watched = query.contains("watch=true");
         let watched = watched.then(|| kind(&call.path).to_owned());
-        let held = self.faults.held.subscribe();
+        let sight = self.faults.sight.subscribe();
+        let lacks = |kind: &String| sight.borrow().lacks(kind);
+        if watched.as_ref().is_some_and(lacks) {
+            return Box::pin(async { Ok(failure(StatusCode::GONE)) });
+        }
         match fate {
             Fate::Fail(status) => return Box::pin(async move { Ok(failure(status)) }),
             Fate::Drop => return Box::pin(async move { Err(Broken { call }.into()) }),
@@ -221,7 +251,7 @@ where
             match fate {
                 Fate::Lose => Err(Broken { call }.into()),
                 Fate::KillAfter => die(killed).await,
-                _ => Ok(answer.map(|body| Either::Left(frames(body, watched, held)))),
+                _ => Ok(answer.map(|body| Either::Left(frames(body, watched, sight)))),
             }
         })
     }
@@ -230,24 +260,37 @@ where
 /// An answer's body, frame by frame.
 type Frames<E> = StreamBody<BoxStream<'static, Result<Frame<Bytes>, E>>>;
 
-/// Lets the frames of a body through, those of a watch not while its kind is held.
-fn frames<R>(
-    body: R,
-    watched: Option<String>,
-    held: watch::Receiver<Vec<String>>,
-) -> Frames<R::Error>
+/// Lets the frames of a body through, those of a watch not while its kind is held and
+/// none of them once it is lost.
+fn frames<R>(body: R, watched: Option<String>, sight: watch::Receiver<Sight>) -> Frames<R::Error>
 where
     R: HttpBody<Data = Bytes> + Send + 'static,
     R::Error: Send + 'static,
 {
-    let start = (Box::pin(body), watched, held);
-    let frames = stream::unfold(start, async |(mut body, watched, mut held)| {
-        let frame = body.frame().await?;
-        if let Some(kind) = &watched {
+    let start = (Box::pin(body), watched, sight);
+    let frames = stream::unfold(start, async |(mut body, watched, mut sight)| {
+        let Some(kind) = &watched else {
+            let frame = body.frame().await?;
+            return Some((frame, (body, watched, sight)));
+        };
+        let mut eyes = sight.clone();
+        let lost = async {
+            if eyes.wait_for(|sight| sight.lacks(kind)).await.is_err() {
+                // Nobody can lose it any more.
+                std::future::pending::<()>().await;
+            }
+        };
+        let heard = async {
+            let frame = body.frame().await;
             // When nobody can hold it any more, nothing is held.
-            let _ = held.wait_for(|kinds| !kinds.contains(kind)).await;
-        }
-        Some((frame, (body, watched, held)))
+            let _ = sight.wait_for(|sight| !sight.holds(kind)).await;
+            frame
+        };
+        let frame = tokio::select! {
+            frame = heard => frame?,
+            () = lost => return None,
+        };
+        Some((frame, (body, watched, sight)))
     });
     StreamBody::new(frames.boxed())
 }
@@ -395,6 +438,26 @@ mod tests {
         }
         faults.release();
         assert!(frame.await.is_some_and(|frame| frame.is_ok()));
+    }
+
+    #[tokio::test]
+    async fn a_lost_watch_ends_and_another_is_too_late_until_the_release() {
+        let faults = Faults::none();
+        let server = tower::service_fn(async |_: Request<Body>| {
+            let forever = stream::pending::<Result<Frame<Bytes>, BoxError>>();
+            Ok::<_, BoxError>(Response::new(StreamBody::new(forever)))
+        });
+        let ask = async || {
+            let ask = Request::get("/api/v1/namespaces/default/pods?watch=true");
+            let ask = ask.body(Body::empty()).expect("a request");
+            faults.layer(server).oneshot(ask).await.expect("an answer")
+        };
+        let mut body = ask().await.into_body();
+        faults.lose(&["pods"]);
+        assert!(body.frame().await.is_none());
+        assert_eq!(ask().await.status(), StatusCode::GONE);
+        faults.release();
+        assert_eq!(ask().await.status(), StatusCode::OK);
     }
 
     #[tokio::test(start_paused = true)]
