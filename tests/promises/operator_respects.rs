@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::{Pod, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{EvictParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Resource, ResourceExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tests::cluster::wait_for;
@@ -82,6 +83,16 @@ async fn a_quota_that_says_no_costs_few_calls_and_is_told_until_it_is_raised() -
     Ok(())
 }
 
+/// A client that takes no for an answer; the usual one asks again for minutes.
+async fn impatient(scene: &Scene) -> anyhow::Result<Client> {
+    let read = Kubeconfig::read_from(scene.cluster.kubeconfig())?;
+    let how = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(read, &how).await?;
+    config.default_retry = false;
+    config.proxy_url = None;
+    Ok(Client::try_from(config)?)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_workers_one_may_be_evicted_at_a_time() -> anyhow::Result<()> {
     let scene = Scene::start(1).await?;
@@ -92,7 +103,7 @@ async fn of_two_workers_one_may_be_evicted_at_a_time() -> anyhow::Result<()> {
         (status.disruptions_allowed == 1).then_some(())
     };
     wait_for("the budget to allow one", SOON, counted).await?;
-    let pods: Api<Pod> = scene.api();
+    let pods: Api<Pod> = Api::default_namespaced(impatient(&scene).await?);
     let before = scene.pods("llava").await?;
     let names: Vec<_> = before.iter().map(ResourceExt::name_any).collect();
     let how = EvictParams::default();
