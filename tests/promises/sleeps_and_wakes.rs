@@ -75,7 +75,8 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
         .into_iter()
         .collect::<anyhow::Result<()>>()?;
     // The one that runs and the one behind it are at the worker together.
-    for (place, number) in ended.lock().unwrap().iter().enumerate() {
+    let ended = ended.lock().unwrap().clone();
+    for (place, number) in ended.iter().enumerate() {
         assert!(place.abs_diff(*number) <= 1, "{ended:?}");
     }
 

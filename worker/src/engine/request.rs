@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::openai::FinishReason;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::decoder::Decode;
@@ -38,6 +39,8 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// Where the answer goes. Dropping the other end ends the request.
     pub events: UnboundedSender<Event>,
+    /// Told once the last event was sent, for readers that do not look at each as it comes.
+    pub ended: Arc<Notify>,
 }
 
 /// A part of a prompt.

@@ -210,7 +210,11 @@ impl Sequence {
     }
 
     fn send(&self, event: Event) {
+        let last = matches!(event, Event::Finished { .. } | Event::Failed(_));
         // A caller that has left is noticed before the next step.
         let _ = self.request.events.send(event);
+        if last {
+            self.request.ended.notify_one();
+        }
     }
 }

@@ -81,6 +81,7 @@ fn submit_with(
         decode: letters(),
         arrived: clock::now(),
         deadline: None,
+        ended: Arc::default(),
         events,
     };
     change(&mut request);

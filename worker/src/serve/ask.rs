@@ -1,11 +1,14 @@
 //! The way of a checked request into the engine, and of its answers back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{BoxStream, SelectAll, StreamExt};
 use protocol::openai::Usage;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::app::Shared;
@@ -42,6 +45,7 @@ pub(super) struct Answers {
     /// Tokens of it that need not be computed.
     cached_tokens: usize,
     events: SelectAll<BoxStream<'static, (usize, Event)>>,
+    ended: Arc<Notify>,
     first: Option<(usize, Event)>,
     finished: Vec<bool>,
     _ticket: Ticket,
@@ -112,6 +116,7 @@ pub(super) async fn ask(
         arrived: arrival.head,
         deadline: Some(arrival.body + app.limits.queue_timeout),
         events: unbounded_channel().0,
+        ended: Arc::default(),
     };
     let prompt_tokens = request.prompt_tokens();
     let room = room(app.context, prompt_tokens)?;
@@ -120,6 +125,7 @@ pub(super) async fn ask(
     if generation.answers > 1 {
         ticket.add(generation.answers - 1)?;
     }
+    let ended = Arc::clone(&request.ended);
     let mut events = SelectAll::new();
     let seed = request.sampling.seed;
     for index in 0..generation.answers {
@@ -129,8 +135,8 @@ pub(super) async fn ask(
         request.events = to;
         app.engine.submit(request)?;
         // An engine that dies drops its senders without a last word.
-        let ended = futures::stream::once(async { Event::Failed(Failure::Gone) });
-        let from = UnboundedReceiverStream::new(from).chain(ended);
+        let gone = futures::stream::once(async { Event::Failed(Failure::Gone) });
+        let from = UnboundedReceiverStream::new(from).chain(gone);
         events.push(from.map(move |event| (index, event)).boxed());
     }
     let mut answers = Answers {
@@ -138,6 +144,7 @@ pub(super) async fn ask(
         prompt_tokens,
         cached_tokens: 0,
         events,
+        ended,
         first: None,
         finished: vec![false; generation.answers],
         _ticket: ticket,
@@ -168,6 +175,14 @@ impl Answers {
             self.cached_tokens as u64,
             tokens as u64,
         )
+    }
+
+    /// Waits until then, or until an answer has ended. Tokens meanwhile wake nobody.
+    pub(super) async fn rest(&mut self, until: Instant) {
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = self.ended.notified() => {}
+        }
     }
 
     /// The next event, or silence.

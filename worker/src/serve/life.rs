@@ -314,6 +314,7 @@ impl Life {
             decode: parts.texts.decoder(),
             arrived: began,
             deadline: None,
+            ended: Arc::default(),
             events,
         };
         let proof = async {

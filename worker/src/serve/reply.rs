@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::openai::{FinishReason, Usage};
 use protocol::sse;
 use shell::clock;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::app::{Shared, unique};
 use super::ask::{Answers, Coming};
@@ -90,8 +90,8 @@ pub(super) async fn reply(
 /// Bytes of events that go out together at most, when a reader is behind.
 const AT_ONCE: usize = 16 << 10;
 
-/// Time between two writes of a stream. Nobody reads faster, and a small model gives tokens so
-/// fast that a write for each would take more of the processors than the model.
+/// Time between two writes of a stream before its end. Nobody reads faster, and a small model
+/// gives tokens so fast that a write for each would take more of the processors than the model.
 const PACE: Duration = Duration::from_millis(5);
 
 fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
@@ -103,7 +103,7 @@ fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
         while open > 0 {
             let mut coming = Some(answers.next(patience).await);
             if Instant::now() < next_write {
-                sleep_until(next_write).await;
+                answers.rest(next_write).await;
             }
             // What has come by now goes out in one write.
             let mut out = Vec::new();
