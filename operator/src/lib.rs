@@ -22,6 +22,7 @@ pub mod names;
 pub mod now;
 pub mod outcome;
 pub mod pace;
+pub mod queue;
 pub mod revision;
 pub mod run;
 pub mod settings;

@@ -18,8 +18,9 @@ use crate::key::Key;
 use crate::leader::{Claim, Election};
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
+use crate::queue::{Asked, Queue};
 use crate::settings::Settings;
-use crate::world::{Asked, Queue, Worker, World};
+use crate::world::{Worker, World};
 use crate::{deployment, worker};
 
 /// Who stands for election, and where.

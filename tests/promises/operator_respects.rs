@@ -1,7 +1,6 @@
 //! What others decide holds: a quota that says no, an eviction that has to wait, a
 //! change that is taken back, and what they write on the operator's objects.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crds::name::child_name;
@@ -139,15 +138,7 @@ async fn a_change_that_fails_and_is_taken_back_costs_no_worker_that_answers() ->
 {
     let scene = Scene::start(1).await?;
     scene.serve("llava", json!({"replicas": 2})).await?;
-    let uids = async || -> anyhow::Result<BTreeSet<Option<String>>> {
-        Ok(scene
-            .pods("llava")
-            .await?
-            .iter()
-            .map(ResourceExt::uid)
-            .collect())
-    };
-    let before = uids().await?;
+    let before = scene.pod_uids("llava").await?;
     let spoil = |fault: Option<&str>| json!({"annotations": {"fake.llava.dev/fault": fault}});
     scene
         .change("llava", spoil(Some("image-pull-error")))
@@ -162,7 +153,7 @@ async fn a_change_that_fails_and_is_taken_back_costs_no_worker_that_answers() ->
     scene.change("llava", spoil(None)).await?;
     let back = scene.wait("llava", ready(2)).await?;
     assert_eq!(back.update_revision, told.current_revision);
-    let only = async || (uids().await.ok()? == before).then_some(());
+    let only = async || (scene.pod_uids("llava").await.ok()? == before).then_some(());
     wait_for("the first two workers alone", SOON, only).await?;
     Ok(())
 }

@@ -236,15 +236,7 @@ async fn what_no_watch_told_is_found_in_the_next_list() -> anyhow::Result<()> {
     let scene = Scene::start(1).await?;
     scene.serve("llava", json!({"replicas": 3})).await?;
     let names = workers(&scene).await?;
-    let uids = async || -> anyhow::Result<BTreeSet<Option<String>>> {
-        Ok(scene
-            .pods("llava")
-            .await?
-            .iter()
-            .map(ResourceExt::uid)
-            .collect())
-    };
-    let (before, created) = (uids().await?, scene.pods_created());
+    let (before, created) = (scene.pod_uids("llava").await?, scene.pods_created());
     scene.operator.faults.lose(&["pods", "llavaworkers"]);
     let at_once = DeleteParams::default().grace_period(0);
     scene.api::<Pod>().delete(&names[0], &at_once).await?;
@@ -252,13 +244,13 @@ async fn what_no_watch_told_is_found_in_the_next_list() -> anyhow::Result<()> {
     worker.delete(&names[1], &DeleteParams::default()).await?;
     let gone = async || {
         let left = workers(&scene).await.ok()?.len();
-        (left == 2 && uids().await.ok()?.len() == 1).then_some(())
+        (left == 2 && scene.pod_uids("llava").await.ok()?.len() == 1).then_some(())
     };
     wait_for("both to be gone", SOON, gone).await?;
 
     scene.operator.faults.release();
     let successors = async || {
-        let now = uids().await.ok()?;
+        let now = scene.pod_uids("llava").await.ok()?;
         let left = workers(&scene).await.ok()?.len();
         (left == 3 && now.len() == 3 && now.intersection(&before).count() == 1).then_some(())
     };

@@ -1,6 +1,7 @@
 //! The operator inside a test's own process: it can be watched write by write,
 //! killed between any two of them, and started anew.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crds::name::label;
@@ -10,7 +11,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use llava_operator::metrics::Metrics;
 use llava_operator::run::{Candidate, run};
 use llava_operator::settings::Settings;
@@ -193,6 +194,19 @@ impl Scene {
         let selector = format!("{}={deployment}", label::DEPLOYMENT);
         let all = ListParams::default().labels(&selector);
         Ok(self.api::<Pod>().list(&all).await?.items)
+    }
+
+    /// The UIDs of those.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn pod_uids(&self, deployment: &str) -> anyhow::Result<BTreeSet<Option<String>>> {
+        Ok(self
+            .pods(deployment)
+            .await?
+            .iter()
+            .map(ResourceExt::uid)
+            .collect())
     }
 
     /// How many Pods the operator has asked for since it started.

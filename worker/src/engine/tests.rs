@@ -115,6 +115,18 @@ fn at_rest(engine: &EngineHandle) {
     until(|| engine.pulse().stuck_for(clock::now()).is_none() && engine.pulse().running() == 0);
 }
 
+#[test]
+fn a_reader_that_rests_is_told_when_the_last_event_is_there() {
+    let setup = engine(2, 200);
+    let ended = Arc::<tokio::sync::Notify>::default();
+    let told = Arc::clone(&ended);
+    let prompt = vec![PromptPiece::Tokens(vec![5, 6, 7])];
+    let mut coming = submit_with(&setup.engine, prompt, 30, |request| request.ended = told);
+    futures::executor::block_on(ended.notified());
+    let events = std::iter::from_fn(|| coming.try_recv().ok());
+    assert!(matches!(events.last(), Some(Event::Finished { .. })));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]

@@ -30,6 +30,14 @@ fn source(text: &str) -> Source {
     text.parse().unwrap()
 }
 
+/// Why a source is not fetched into an empty cache, and that cache.
+async fn refusal(hub: &Hub, text: &str) -> (String, tempfile::TempDir) {
+    let cache = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
+    let refused = fetcher.resolve(&source(text), &|_| ()).await;
+    (refused.unwrap_err().to_string(), cache)
+}
+
 #[tokio::test]
 async fn a_snapshot_lies_in_the_hubs_own_cache_layout_and_then_needs_no_hub() {
     let hub = Hub::start([
@@ -142,13 +150,7 @@ async fn a_cut_download_goes_on_where_it_was() {
 async fn a_file_with_another_digest_is_refused_and_not_kept() {
     let hub = Hub::start([("model.safetensors", weights())]).await;
     hub.lie_about_digests();
-    let cache = tempfile::tempdir().unwrap();
-    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
-    let error = fetcher
-        .resolve(&source("hf://owner/name"), &|_| ())
-        .await
-        .unwrap_err()
-        .to_string();
+    let (error, cache) = refusal(&hub, "hf://owner/name").await;
     assert!(error.contains("SHA-256"), "{error}");
     let repository = cache.path().join("models--owner--name");
     assert!(!repository.join("snapshots").join(COMMIT).exists());
@@ -159,13 +161,7 @@ async fn a_file_with_another_digest_is_refused_and_not_kept() {
 async fn a_small_file_is_checked_by_its_id_in_git() {
     let hub = Hub::start([("config.json", b"{}".to_vec())]).await;
     hub.lie_about_digests();
-    let cache = tempfile::tempdir().unwrap();
-    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
-    let error = fetcher
-        .resolve(&source("hf://owner/name"), &|_| ())
-        .await
-        .unwrap_err()
-        .to_string();
+    let (error, cache) = refusal(&hub, "hf://owner/name").await;
     // What `git hash-object` says of `{}`.
     assert!(
         error.contains("its Git blob 9e26dfeeb6e641a33dae4961196235bdb965b21b is not the promised"),
@@ -259,26 +255,14 @@ async fn a_hub_that_fails_or_is_gone_leaves_what_was_fetched_and_it_is_said() {
 #[tokio::test]
 async fn a_name_that_leads_out_of_the_cache_is_refused() {
     let hub = Hub::start([("../../evil.json", b"{}".to_vec())]).await;
-    let cache = tempfile::tempdir().unwrap();
-    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
-    let error = fetcher
-        .resolve(&source("hf://owner/name"), &|_| ())
-        .await
-        .unwrap_err()
-        .to_string();
+    let (error, _) = refusal(&hub, "hf://owner/name").await;
     assert!(error.contains("leads out of the folder"), "{error}");
 }
 
 #[tokio::test]
 async fn an_unknown_repository_says_what_to_check() {
     let hub = Hub::start([]).await;
-    let cache = tempfile::tempdir().unwrap();
-    let fetcher = Fetcher::new(cache.path(), &hub.url, None).unwrap();
-    let error = fetcher
-        .resolve(&source("hf://owner/other"), &|_| ())
-        .await
-        .unwrap_err()
-        .to_string();
+    let (error, _) = refusal(&hub, "hf://owner/other").await;
     assert!(
         error.ends_with("404: check the name and the revision"),
         "{error}"
