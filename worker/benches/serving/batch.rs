@@ -1,11 +1,11 @@
 //! Tokens per second by the number of streams at once.
 
 use futures::future::join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shell::clock;
 
 use crate::processor;
-use crate::streams::{count, median};
+use crate::streams::median;
 use crate::table::Table;
 use crate::wire::Wires;
 use crate::worker::{Worker, ask};
@@ -56,7 +56,7 @@ async fn rate(table: &mut Table, worker: &Worker, how: How, answers: usize) -> f
         let bodies = (0..answers).map(|n| ask(&format!("What is in {n} {round}?"), TOKENS));
         let counts = match how {
             How::Whole => join_all(bodies.map(|body| whole(&wires, body))).await,
-            How::Streams => join_all(bodies.map(|body| count(worker, body))).await,
+            How::Streams => join_all(bodies.map(|body| streamed(&wires, body))).await,
         };
         let seconds = (clock::now() - began).as_secs_f64();
         let tokens: u64 = counts.iter().sum();
@@ -85,6 +85,15 @@ async fn whole(wires: &Wires, body: Value) -> u64 {
     let answer = wires.chat(&body.to_string()).await;
     let body: Value = serde_json::from_slice(&answer.body).unwrap();
     body["usage"]["completion_tokens"].as_u64().unwrap()
+}
+
+async fn streamed(wires: &Wires, mut body: Value) -> u64 {
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({"include_usage": true});
+    let end = wires.stream(&body.to_string()).await;
+    let (_, tokens) = end.rsplit_once("\"completion_tokens\":").unwrap();
+    let digits = tokens.find(|c: char| !c.is_ascii_digit()).unwrap();
+    tokens[..digits].parse().unwrap()
 }
 
 /// Seconds in steps, seconds of them in the model, and steps.

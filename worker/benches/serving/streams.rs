@@ -57,22 +57,6 @@ pub(crate) async fn read(worker: &Worker, mut body: Value) -> Seen {
     Seen { asked, pieces }
 }
 
-/// Asks for a stream and reads it to its end; gives the tokens of the answer.
-/// Only the end is looked into.
-pub(crate) async fn count(worker: &Worker, mut body: Value) -> u64 {
-    body["stream"] = json!(true);
-    body["stream_options"] = json!({"include_usage": true});
-    let mut response = worker.chat(&body).await;
-    let mut all = Vec::new();
-    while let Some(bytes) = response.chunk().await.unwrap() {
-        all.extend_from_slice(&bytes);
-    }
-    let events = sse::Decoder::default().push(&all);
-    let last = &events[events.len() - 2];
-    let usage: Value = serde_json::from_str(last).unwrap();
-    usage["usage"]["completion_tokens"].as_u64().unwrap()
-}
-
 /// The middle one.
 pub(crate) fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
     values.sort_by(|a, b| a.partial_cmp(b).unwrap());

@@ -34,6 +34,38 @@ impl Wires {
 
     /// Asks for a chat that does not stream.
     pub(crate) async fn chat(&self, body: &str) -> Answer {
+        let (mut stream, mut bytes, at) = self.ask(body).await;
+        let head = String::from_utf8(bytes[..at].to_vec()).unwrap();
+        let length: usize = header(&head, "content-length").unwrap().parse().unwrap();
+        let length = at + 4 + length;
+        while bytes.len() < length {
+            more(&mut stream, &mut bytes).await;
+        }
+        if header(&head, "connection") != Some("close") {
+            self.idle.lock().await.push(stream);
+        }
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            later: header(&head, "retry-after").is_some(),
+            body: bytes.split_off(at + 4),
+        }
+    }
+
+    /// Asks for a chat that streams; gives the last of its bytes, with the token counts.
+    pub(crate) async fn stream(&self, body: &str) -> String {
+        let (mut stream, mut bytes, at) = self.ask(body).await;
+        assert!(bytes.starts_with(b"HTTP/1.1 200"), "{:?}", &bytes[..at]);
+        while !bytes.ends_with(b"\r\n0\r\n\r\n") {
+            // Only the end is looked into.
+            bytes.drain(..bytes.len().saturating_sub(1024));
+            more(&mut stream, &mut bytes).await;
+        }
+        self.idle.lock().await.push(stream);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Sends a chat and reads up to the end of the answer's head, which it gives last.
+    async fn ask(&self, body: &str) -> (TcpStream, Vec<u8>, usize) {
         let idle = self.idle.lock().await.pop();
         let mut stream = match idle {
             Some(stream) => stream,
@@ -46,31 +78,11 @@ impl Wires {
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut bytes = Vec::with_capacity(4096);
-        let (head, length) = loop {
-            assert!(
-                stream.read_buf(&mut bytes).await.unwrap() > 0,
-                "the worker hung up"
-            );
+        loop {
+            more(&mut stream, &mut bytes).await;
             if let Some(at) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
-                let head = String::from_utf8(bytes[..at].to_vec()).unwrap();
-                let length = header(&head, "content-length").unwrap();
-                let length: usize = length.parse().unwrap();
-                break (head, at + 4 + length);
+                return (stream, bytes, at);
             }
-        };
-        while bytes.len() < length {
-            assert!(
-                stream.read_buf(&mut bytes).await.unwrap() > 0,
-                "the worker hung up"
-            );
-        }
-        if header(&head, "connection") != Some("close") {
-            self.idle.lock().await.push(stream);
-        }
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            later: header(&head, "retry-after").is_some(),
-            body: bytes.split_off(bytes.len() - (length - head.len() - 4)),
         }
     }
 
@@ -79,6 +91,11 @@ impl Wires {
         stream.set_nodelay(true).unwrap();
         stream
     }
+}
+
+async fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) {
+    let read = stream.read_buf(bytes).await.unwrap();
+    assert!(read > 0, "the worker hung up");
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {

@@ -177,7 +177,7 @@ impl Answers {
         )
     }
 
-    /// Waits until then, or until an answer has ended. Tokens meanwhile wake nobody.
+    /// Waits until then, or until an answer has ended.
     pub(super) async fn rest(&mut self, until: Instant) {
         tokio::select! {
             () = sleep_until(until) => {}

@@ -1,5 +1,6 @@
 //! How answers go out, whatever their form: token by token as events, or whole.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::response::Response;
@@ -94,6 +95,15 @@ const AT_ONCE: usize = 16 << 10;
 /// gives tokens so fast that a write for each would take more of the processors than the model.
 const PACE: Duration = Duration::from_millis(5);
 
+/// The next of the moments, [`PACE`] apart, at which every stream that wrote since the last one
+/// writes again: together they interrupt the model once, where it would be once for each.
+fn next_beat(now: Instant) -> Instant {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let start = *START;
+    let into = now.saturating_duration_since(start).as_nanos() % PACE.as_nanos();
+    now + PACE - Duration::from_nanos(into as u64)
+}
+
 fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
     let patience = app.limits.keep_alive;
     response(async_stream::stream! {
@@ -101,10 +111,11 @@ fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
         let (mut open, mut tokens) = (form.head().answers, 0);
         let mut next_write = Instant::now();
         while open > 0 {
-            let mut coming = Some(answers.next(patience).await);
+            // First the rest: a token that comes during it wakes nobody.
             if Instant::now() < next_write {
                 answers.rest(next_write).await;
             }
+            let mut coming = Some(answers.next(patience).await);
             // What has come by now goes out in one write.
             let mut out = Vec::new();
             while let Some(now) = coming {
@@ -136,7 +147,7 @@ fn stream(app: &Shared, mut answers: Answers, mut form: impl Form) -> Response {
             if !out.is_empty() {
                 // Whoever is behind is given the rest at once.
                 if out.len() < AT_ONCE {
-                    next_write = Instant::now() + PACE;
+                    next_write = next_beat(Instant::now());
                 }
                 yield out.into();
             }
