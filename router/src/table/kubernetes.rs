@@ -20,13 +20,16 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::args::Dispatch;
-use crate::table::index::{Change, Deployment, Index, Key, Lease, Pod};
+use crate::table::index::{Change, Deployment, Index, Key, Lease, Pod, Urgency};
 use crate::table::record::{Discovery, Table};
 use crate::table::staged::Event;
 
 /// How often the table is made anew without an event: replicas of the router
 /// leave it by falling silent.
 const TICK: Duration = Duration::from_secs(2);
+/// Changes that can wait are gathered for this long: of a thousand workers, two hundred
+/// renew their Leases each second.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -60,26 +63,44 @@ pub(crate) async fn watch(
         read(event, |object| Some(lease(object, &own))).map(Change::Lease)
     });
     let changes = futures::stream::select_all([deployments.boxed(), pods.boxed(), leases.boxed()]);
-    let mut changes = std::pin::pin!(changes);
+    follow(changes, publish, &discovery).await;
+}
+
+/// Publishes a new table when the changes ask for one. As long as more of them are there,
+/// these come first.
+async fn follow(
+    mut changes: impl Stream<Item = Change> + Unpin,
+    publish: watch::Sender<Table>,
+    discovery: &Discovery,
+) {
     let mut index = Index::default();
-    let mut tick = tokio::time::interval(TICK);
+    let mut due = shell::clock::now();
     loop {
         tokio::select! {
-            change = changes.next() => match change {
-                Some(change) => {
-                    discovery.event(change.ends_list(), shell::clock::now());
-                    index.take(change);
-                }
-                None => return,
-            },
-            _ = tick.tick() => {}
+            biased;
+            change = changes.next() => {
+                let Some(change) = change else {
+                    return;
+                };
+                let now = shell::clock::now();
+                discovery.event(change.ends_list(), now);
+                due = due.min(match index.take(change) {
+                    Urgency::None => due,
+                    Urgency::Soon => now + GATHER,
+                    Urgency::Now => now,
+                });
+            }
+            () = tokio::time::sleep_until(due.into()) => {
+                let now = shell::clock::now();
+                let table = index.table(now);
+                publish.send_if_modified(|old| {
+                    let changed = *old != table;
+                    *old = table;
+                    changed
+                });
+                due = now + TICK;
+            }
         }
-        let table = index.table(shell::clock::now());
-        publish.send_if_modified(|old| {
-            let changed = *old != table;
-            *old = table;
-            changed
-        });
     }
 }
 
@@ -273,6 +294,51 @@ mod tests {
                 .as_str(),
             "[fd00::1]:8123"
         );
+    }
+
+    #[tokio::test]
+    async fn renewals_that_come_together_make_one_table_and_the_last_of_them_is_in_it() {
+        const WORKERS: usize = 50;
+        let (renew, renewals) = futures::channel::mpsc::unbounded();
+        let (publish, mut table) = watch::channel(Table::default());
+        let discovery = Discovery::new(shell::clock::now());
+        let counting = async {
+            let mut tables = 0;
+            let is_whole = |table: &Table| {
+                table.workers.len() == WORKERS && table.workers.values().all(|w| w.lease.is_some())
+            };
+            while !is_whole(&table.borrow_and_update()) {
+                table.changed().await.unwrap();
+                tables += 1;
+            }
+            tables
+        };
+        let key = |number: usize| Key {
+            namespace: "n".to_owned(),
+            name: format!("w{number}"),
+        };
+        for number in 0..WORKERS {
+            let mut pod = a_pod(json!({}));
+            pod.uid = format!("p{number}");
+            let change = Change::Pod(Event::Apply(key(number), pod));
+            renew.unbounded_send(change).unwrap();
+        }
+        for number in 0..WORKERS {
+            let lease = Lease {
+                uid: format!("l{number}"),
+                holder: Some(format!("p{number}")),
+                renew_time: String::new(),
+                seen: shell::clock::now(),
+                load: None,
+                is_router: false,
+            };
+            let change = Change::Lease(Event::Apply(key(number), lease));
+            renew.unbounded_send(change).unwrap();
+        }
+        tokio::select! {
+            () = follow(renewals, publish, &discovery) => unreachable!("there may be more"),
+            tables = counting => assert_eq!(tables, 1),
+        }
     }
 
     fn object(spec: &serde_json::Value) -> DeserializeGuard<LlavaDeployment> {
