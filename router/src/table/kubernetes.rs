@@ -252,6 +252,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::table::record::WorkerRecord;
 
     fn a_pod(patch: serde_json::Value) -> Pod {
         let mut object = json!({
@@ -297,47 +298,61 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn renewals_that_come_together_make_one_table_and_the_last_of_them_is_in_it() {
-        const WORKERS: usize = 50;
-        let (renew, renewals) = futures::channel::mpsc::unbounded();
+    async fn renewals_make_a_table_now_and_then_and_the_last_of_them_is_in_it() {
+        const WORKERS: usize = 10;
+        let (tell, told) = futures::channel::mpsc::unbounded();
         let (publish, mut table) = watch::channel(Table::default());
-        let discovery = Discovery::new(shell::clock::now());
-        let counting = async {
-            let mut tables = 0;
-            let is_whole = |table: &Table| {
-                table.workers.len() == WORKERS && table.workers.values().all(|w| w.lease.is_some())
-            };
-            while !is_whole(&table.borrow_and_update()) {
-                table.changed().await.unwrap();
-                tables += 1;
-            }
-            tables
-        };
         let key = |number: usize| Key {
             namespace: "n".to_owned(),
             name: format!("w{number}"),
         };
-        for number in 0..WORKERS {
-            let mut pod = a_pod(json!({}));
-            pod.uid = format!("p{number}");
-            let change = Change::Pod(Event::Apply(key(number), pod));
-            renew.unbounded_send(change).unwrap();
-        }
-        for number in 0..WORKERS {
-            let lease = Lease {
-                uid: format!("l{number}"),
-                holder: Some(format!("p{number}")),
-                renew_time: String::new(),
-                seen: shell::clock::now(),
-                load: None,
-                is_router: false,
+        let lease = |number: usize, turn: usize| Lease {
+            uid: format!("l{number}"),
+            holder: Some(format!("p{number}")),
+            renew_time: turn.to_string(),
+            seen: shell::clock::now(),
+            load: None,
+            is_router: false,
+        };
+        let telling = async {
+            for number in 0..WORKERS {
+                let mut pod = a_pod(json!({}));
+                pod.uid = format!("p{number}");
+                let change = Change::Pod(Event::Apply(key(number), pod));
+                tell.unbounded_send(change).unwrap();
+            }
+            table
+                .wait_for(|t| t.workers.len() == WORKERS)
+                .await
+                .unwrap();
+            let start = shell::clock::now();
+            let mut tables = 0;
+            let mut turn = 0;
+            let mut last = start;
+            while start.elapsed() < GATHER * 3 {
+                turn += 1;
+                let lease = lease(turn % WORKERS, turn);
+                last = lease.seen;
+                let change = Change::Lease(Event::Apply(key(turn % WORKERS), lease));
+                tell.unbounded_send(change).unwrap();
+                tokio::task::yield_now().await;
+                tables += u32::from(table.has_changed().unwrap());
+                table.mark_unchanged();
+            }
+            assert!(tables * GATHER <= start.elapsed(), "{tables} tables");
+            let of_last = |worker: &WorkerRecord| {
+                worker
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.renewed == last)
             };
-            let change = Change::Lease(Event::Apply(key(number), lease));
-            renew.unbounded_send(change).unwrap();
-        }
+            let has_last = |table: &Table| table.workers.values().any(of_last);
+            table.wait_for(has_last).await.unwrap();
+        };
+        let discovery = Discovery::new(shell::clock::now());
         tokio::select! {
-            () = follow(renewals, publish, &discovery) => unreachable!("there may be more"),
-            tables = counting => assert_eq!(tables, 1),
+            () = follow(told, publish, &discovery) => unreachable!("there may be more"),
+            () = telling => {}
         }
     }
 
