@@ -26,27 +26,33 @@ pub(crate) struct Pace {
 /// Looks after one worker, for ever.
 pub(crate) async fn tend(worker: Arc<Worker>, pool: Arc<Pool>, pace: Pace) {
     loop {
-        let before = pool.own(&worker);
-        let answer = ask(&worker.links, PATH, pace.timeout).await;
-        let now = shell::clock::now();
-        let failure = match answer {
-            Ok((_, body)) => {
-                if let Ok(load) = serde_json::from_slice::<LoadReport>(&body) {
-                    // Taken somewhere between question and answer.
-                    let own_then = middle(before, pool.own(&worker));
-                    pool.reported(&worker, load, own_then, now);
-                }
-                None
-            }
-            // It answers, only not this question: some other server of the
-            // OpenAI API, or one that is busy.
-            Err(AskError::Status(_) | AskError::Unreadable(_)) => None,
-            Err(error) => Some(error.to_string()),
-        };
-        pool.probed(&worker, failure, now);
-        worker.links.sweep(now);
+        look(&worker, &pool, pace.timeout).await;
+        worker.links.sweep(shell::clock::now());
         tokio::time::sleep(jittered(pace.interval)).await;
     }
+}
+
+async fn look(worker: &Arc<Worker>, pool: &Arc<Pool>, patience: Duration) {
+    let before = pool.own(worker);
+    let answer = ask(&worker.links, PATH, patience).await;
+    let now = shell::clock::now();
+    let failure = match answer {
+        Ok((_, body)) => {
+            if let Ok(load) = serde_json::from_slice::<LoadReport>(&body) {
+                // Taken somewhere between question and answer.
+                let own_then = middle(before, pool.own(worker));
+                pool.reported(worker, load, own_then, now);
+            }
+            None
+        }
+        // It answers, only not this question: some other server of the
+        // OpenAI API, or one that is busy.
+        Err(AskError::Status(_) | AskError::Unreadable(_)) => None,
+        // It was not even asked.
+        Err(error) if error.is_ours() => return,
+        Err(error) => Some(error.to_string()),
+    };
+    pool.probed(worker, failure, now);
 }
 
 fn middle(a: Own, b: Own) -> Own {

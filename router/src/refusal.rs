@@ -196,6 +196,17 @@ impl Refusal {
         refusal
     }
 
+    /// This process may open no more files, and so no connection to a worker.
+    pub(crate) fn out_of_descriptors() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::ServiceUnavailableError,
+            "router_overloaded",
+            "the router has too many connections open; try again later",
+        )
+        .later(Duration::from_secs(1))
+    }
+
     /// The worker took too long.
     pub(crate) fn too_slow(code: &'static str) -> Self {
         Self::new(

@@ -209,6 +209,11 @@ impl Gate {
         headers::towards_worker(&mut headers, id);
         let path = head.uri.into_parts().path_and_query;
         let deadline = started + total;
+        let framing = match (is_llava, facts.stream) {
+            (true, _) => Framing::Nul,
+            (false, true) => Framing::Sse,
+            (false, false) => Framing::Opaque,
+        };
         let job = Job {
             uri: path.map(Into::into).unwrap_or_default(),
             headers,
@@ -216,14 +221,10 @@ impl Gate {
             span,
             model,
             is_llava,
+            streams: framing != Framing::Opaque,
             started,
             deadline,
             timeouts: Arc::clone(&self.timeouts),
-        };
-        let framing = match (is_llava, facts.stream) {
-            (true, _) => Framing::Nul,
-            (false, true) => Framing::Sse,
-            (false, false) => Framing::Opaque,
         };
         let tokens = facts.tokens();
         let work = forward(pool, job, tokens);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::dispatch::member::{Member, Worker};
 use crate::dispatch::pool::Pool;
-use crate::dispatch::reservation::Reservation;
+use crate::dispatch::reservation::{Claim, Reservation};
 use crate::dispatch::room::Ticket;
 use crate::dispatch::state::{Found, State};
 
@@ -16,6 +16,8 @@ use crate::dispatch::state::{Found, State};
 pub(crate) struct Ask {
     /// Its estimated size.
     pub(crate) tokens: u64,
+    /// Whether its answer comes as it is made.
+    pub(crate) streams: bool,
     /// Workers that it must not go to.
     pub(crate) tried: Vec<Arc<Worker>>,
     /// How long it can wait at most.
@@ -66,13 +68,16 @@ impl Pool {
         if state.closed {
             return Entry::Refused(Shed::Gone);
         }
-        let weight = state.usual.weigh(ask.tokens);
+        let claim = Claim {
+            weight: state.usual.weigh(ask.tokens),
+            streams: ask.streams,
+        };
         let is_retry = !ask.tried.is_empty();
         if state.room.len() == 0 || is_retry {
-            match state.reserve(&self.rules, &ask.tried, weight, now) {
+            match state.reserve(&self.rules, &ask.tried, claim, now) {
                 Found::Worker(worker) => {
                     drop(state);
-                    return Entry::Now(Reservation::new(Arc::clone(self), worker, weight, now));
+                    return Entry::Now(Reservation::new(Arc::clone(self), worker, claim, now));
                 }
                 Found::AllTried => return Entry::Refused(Shed::Exhausted),
                 Found::Full | Found::Nobody => {}
@@ -90,7 +95,7 @@ impl Pool {
         if !held && !is_retry && (waiting >= self.rules.max_queued || is_late) {
             return Entry::Refused(Shed::Busy { retry_after: wait });
         }
-        let (ticket, reply) = state.room.enter(weight, ask.tried, is_retry);
+        let (ticket, reply) = state.room.enter(claim, ask.tried, is_retry);
         drop(state);
         if held && waiting == 0 {
             self.held.notify_one();
@@ -112,7 +117,7 @@ impl Pool {
         let placed = state.place_waiters(&self.rules, now);
         drop(state);
         for (waiter, worker) in placed {
-            let reservation = Reservation::new(Arc::clone(self), worker, waiter.weight, now);
+            let reservation = Reservation::new(Arc::clone(self), worker, waiter.claim, now);
             drop(waiter.reply.send(reservation));
         }
     }
@@ -143,7 +148,7 @@ mod tests {
     use protocol::load::{Demand, Phase};
 
     use super::*;
-    use crate::dispatch::estimate::Own;
+    use crate::dispatch::estimate::{Own, UNIT};
     use crate::dispatch::pool::tests::{ask, load, offer, pool, worker};
     use crate::dispatch::reservation::{Answered, Verdict};
 
@@ -196,6 +201,51 @@ mod tests {
         assert_eq!(queues(), [4, 0]);
         pool.reported(&workers[1], load(4, 16, 1), Own::default(), now);
         assert_eq!(queues(), [13, 4]);
+    }
+
+    #[test]
+    fn slots_that_are_free_for_all_that_is_known_are_used_however_many_routers_there_are() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let worker = worker(1, now);
+        pool.set_members(&[(Arc::clone(&worker), None)], None, 4, now);
+        pool.reported(&worker, load(2, 8, 1), Own::default(), now);
+        // Its slots and a quarter more, less what it has of others.
+        let entries: Vec<_> = (0..9).map(|_| pool.enter(ask(), now)).collect();
+        let (last, first) = entries.split_last().unwrap();
+        assert!(first.iter().all(|entry| matches!(entry, Entry::Now(_))));
+        assert!(matches!(last, Entry::Wait(_)), "{last:?}");
+        // What others may have sent meanwhile counts where workers are compared.
+        assert_eq!(pool.view(now)[0].queue.weight, (2 + 4 * 8) * UNIT);
+    }
+
+    #[test]
+    fn a_suspect_that_answers_probes_is_better_than_the_queue() {
+        let start = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, start), worker(2, start)];
+        offer(&pool, &workers[..1], start);
+        let stream = Ask {
+            streams: true,
+            ..ask()
+        };
+        let Entry::Now(_owed) = pool.enter(stream, start) else {
+            panic!("there is room");
+        };
+        offer(&pool, &workers, start);
+        let now = start + Duration::from_secs(3);
+        let picked = |entry: &Entry| match entry {
+            Entry::Now(reservation) => Some(Arc::clone(reservation.worker())),
+            _ => None,
+        };
+        let good = [(); 3].map(|()| pool.enter(ask(), now));
+        for entry in &good {
+            assert!(Arc::ptr_eq(&picked(entry).unwrap(), &workers[1]));
+        }
+        let suspect = pool.enter(ask(), now);
+        assert!(Arc::ptr_eq(&picked(&suspect).unwrap(), &workers[0]));
+        pool.probed(&workers[0], Some("no answer".to_owned()), now);
+        assert!(picked(&pool.enter(ask(), now)).is_none());
     }
 
     #[test]

@@ -6,6 +6,10 @@
 //! With M left out, sixteen replicas add 1 each where the truth is 16 (Dynamo
 //! issue 589), and with reports alone all run to the same worker (Mitzenmacher,
 //! "How useful is old information?", 2000).
+//!
+//! This compares workers. Whether one has a free slot goes by what is certain, without M:
+//! what others may have sent meanwhile keeps nobody waiting beside a free slot, as the
+//! next report tells.
 
 use std::time::{Duration, Instant};
 
@@ -37,9 +41,10 @@ pub(crate) struct Reported {
 /// The estimated queue of a worker, running requests included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Queue {
-    /// In requests, to be compared with slots.
+    /// In requests, as far as it is certain; to be compared with slots.
     pub(crate) count: u64,
-    /// In [`UNIT`]s, to be compared with other workers.
+    /// In [`UNIT`]s, with what other routers may have done since the report; to be compared
+    /// with other workers.
     pub(crate) weight: u64,
 }
 
@@ -62,7 +67,7 @@ pub(crate) fn queue(own: Own, report: Option<&Reported>, routers: u32) -> Queue 
     let reported = u64::from(report.load.queue_length());
     let then = report.own_then;
     Queue {
-        count: extrapolate(reported, own.count.into(), then.count.into(), routers),
+        count: extrapolate(reported, own.count.into(), then.count.into(), 1),
         weight: extrapolate(reported * UNIT, own.weight, then.weight, routers),
     }
 }
@@ -88,7 +93,7 @@ mod tests {
         }
     }
 
-    fn estimate(reported: u32, then: u32, now: u32, routers: u32) -> u64 {
+    fn queue_of(reported: u32, then: u32, now: u32, routers: u32) -> Queue {
         let report = Reported {
             load: LoadReport {
                 running: reported,
@@ -97,7 +102,18 @@ mod tests {
             taken: shell::clock::now(),
             own_then: own(then),
         };
-        queue(own(now), Some(&report), routers).count
+        queue(own(now), Some(&report), routers)
+    }
+
+    fn estimate(reported: u32, then: u32, now: u32, routers: u32) -> u64 {
+        queue_of(reported, then, now, routers).weight / UNIT
+    }
+
+    #[test]
+    fn what_others_may_have_sent_takes_no_slot() {
+        assert_eq!(queue_of(10, 2, 3, 4).count, 11);
+        assert_eq!(queue_of(10, 2, 1, 4).count, 9);
+        assert_eq!(queue_of(0, 0, 3, 4).count, 3);
     }
 
     #[test]
@@ -122,6 +138,7 @@ mod tests {
         #[test]
         fn the_estimate_is_never_less_than_our_own(r in 0u32..99, t in 0u32..99, n in 0u32..99, m in 0u32..20) {
             prop_assert!(estimate(r, t, n, m) >= u64::from(n));
+            prop_assert!(queue_of(r, t, n, m).count >= u64::from(n));
         }
     }
 }

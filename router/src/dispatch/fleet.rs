@@ -159,15 +159,14 @@ impl Fleet {
                 .entry(uid.clone())
                 .or_insert_with(|| self.take_on(uid, record, pool, now));
         }
+        let mut members: HashMap<&str, Vec<_>> = HashMap::new();
+        for one in tended.values() {
+            let lease = table.workers[&one.worker.uid].lease.as_ref();
+            let member = (Arc::clone(&one.worker), lease.map(|lease| lease.renewed));
+            members.entry(&one.model).or_default().push(member);
+        }
         for (key, pool) in pools {
-            let members: Vec<_> = tended
-                .values()
-                .filter(|one| one.model == *key)
-                .map(|one| {
-                    let lease = table.workers[&one.worker.uid].lease.as_ref();
-                    (Arc::clone(&one.worker), lease.map(|lease| lease.renewed))
-                })
-                .collect();
+            let members = members.remove(key.as_str()).unwrap_or_default();
             pool.set_members(&members, table.models[key].dispatch, table.routers, now);
         }
         for (uid, record) in &table.workers {

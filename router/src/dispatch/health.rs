@@ -1,12 +1,13 @@
 //! Whether a worker may be picked, judged by what came back from it. Only
 //! failures of transport and 5xx count; a 4xx is the caller's, and 429 or 503
 //! says "busy". A worker is ejected for a while, tried with one request, and
-//! comes back when that succeeds. Active probes find a worker that is gone or
-//! hangs, and call back one that recovered.
+//! comes back when that succeeds; one that broke answers off, when one came to
+//! its end. Active probes find a worker that is gone or hangs, and call back one
+//! that recovered.
 
 use std::time::{Duration, Instant};
 
-/// Breaks of an open connection in a row that eject.
+/// Breaks of an open connection that eject, if no answer came to its end between them.
 const BROKEN: u32 = 3;
 /// 5xx answers in a row that eject, if others do better.
 const SERVER_ERRORS: u32 = 5;
@@ -58,6 +59,7 @@ pub(crate) struct Health {
 struct Ejection {
     until: Instant,
     on_trial: bool,
+    cause: Failure,
 }
 
 impl Health {
@@ -76,15 +78,44 @@ impl Health {
         self.server_errors
     }
 
-    /// The worker answered well.
+    /// Whether nothing is known of a probe that it left unanswered.
+    pub(crate) fn answers_probes(&self) -> bool {
+        self.unanswered_probes == 0
+    }
+
+    /// The worker answered something, and so is there.
+    pub(crate) fn found(&mut self, now: Instant) {
+        let was_away = self.unanswered_probes >= PROBES;
+        self.unanswered_probes = 0;
+        if was_away {
+            self.broken = 0;
+        }
+        // That it is there proves nothing against one that broke answers off or failed,
+        // unless it went away since.
+        if let Some(ejection) = &mut self.ejected
+            && (was_away || ejection.cause == Failure::Connect)
+        {
+            ejection.cause = Failure::Connect;
+            ejection.until = ejection.until.min(now);
+        }
+    }
+
+    /// A good answer began. Of a worker that breaks answers off this says nothing yet.
+    pub(crate) fn begun(&mut self) {
+        self.server_errors = 0;
+        if self.ejected.is_some_and(|e| e.cause != Failure::Broken) {
+            self.ejected = None;
+        }
+    }
+
+    /// A good answer came to its end.
     pub(crate) fn succeeded(&mut self) {
         self.broken = 0;
         self.server_errors = 0;
-        self.unanswered_probes = 0;
         self.ejected = None;
     }
 
-    /// The worker refused for being busy, or the caller left: no verdict.
+    /// The worker refused for being busy, or the caller left before the end: no verdict.
     pub(crate) fn neutral(&mut self) {
         if let Some(ejection) = &mut self.ejected {
             ejection.on_trial = false;
@@ -98,10 +129,7 @@ impl Health {
     pub(crate) fn failed(&mut self, failure: Failure, least_elsewhere: u32) -> bool {
         self.neutral();
         match failure {
-            Failure::Connect => {
-                self.broken = BROKEN;
-                true
-            }
+            Failure::Connect => true,
             Failure::Broken => {
                 self.broken += 1;
                 self.broken >= BROKEN
@@ -113,8 +141,8 @@ impl Health {
         }
     }
 
-    /// Ejects the worker.
-    pub(crate) fn eject(&mut self, now: Instant) {
+    /// Ejects the worker for such failures.
+    pub(crate) fn eject(&mut self, cause: Failure, now: Instant) {
         let old = |last: Instant| now.saturating_duration_since(last) > FORGET;
         if self.last_ejection.is_some_and(old) {
             self.ejections = 0;
@@ -125,6 +153,7 @@ impl Health {
         self.ejected = Some(Ejection {
             until: now + length,
             on_trial: false,
+            cause,
         });
     }
 
@@ -139,13 +168,7 @@ impl Health {
     pub(crate) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         let before = self.standing(now);
         if answered {
-            self.unanswered_probes = 0;
-            // It listens again: transport failures are no reason to wait longer.
-            if let Some(ejection) = &mut self.ejected
-                && self.broken >= BROKEN
-            {
-                ejection.until = ejection.until.min(now);
-            }
+            self.found(now);
         } else {
             self.unanswered_probes = self.unanswered_probes.saturating_add(1);
         }
@@ -168,7 +191,7 @@ mod tests {
         let now = shell::clock::now();
         let mut health = Health::default();
         assert!(health.failed(Failure::Connect, 0));
-        health.eject(now);
+        health.eject(Failure::Connect, now);
         assert_eq!(health.standing(now), Standing::Ejected);
         let later = now + BASE;
         assert_eq!(health.standing(later), Standing::Trial);
@@ -176,8 +199,46 @@ mod tests {
         assert_eq!(health.standing(later), Standing::Ejected);
         health.neutral();
         assert_eq!(health.standing(later), Standing::Trial);
+        health.begun();
+        assert_eq!(health.standing(later), Standing::In);
+    }
+
+    #[test]
+    fn a_worker_that_breaks_answers_off_rests_whatever_it_says_until_one_is_whole() {
+        let now = shell::clock::now();
+        let mut health = Health::default();
+        let ejects = [(); 3].map(|()| {
+            health.begun();
+            health.failed(Failure::Broken, 0)
+        });
+        assert_eq!(ejects, [false, false, true]);
+        health.eject(Failure::Broken, now);
+        assert!(!health.probed(true, now));
+        assert_eq!(health.standing(now), Standing::Ejected);
+        let later = now + BASE;
+        health.try_out();
+        health.begun();
+        assert_eq!(health.standing(later), Standing::Ejected);
         health.succeeded();
         assert_eq!(health.standing(later), Standing::In);
+        assert!(!health.failed(Failure::Broken, 0));
+    }
+
+    #[test]
+    fn a_probe_ends_the_rest_of_one_that_refused_connections_or_was_away() {
+        let now = shell::clock::now();
+        let mut refused = Health::default();
+        refused.eject(Failure::Connect, now);
+        assert!(refused.probed(true, now));
+        assert_eq!(refused.standing(now), Standing::Trial);
+
+        let mut restarted = Health::default();
+        restarted.eject(Failure::Broken, now);
+        (0..PROBES).for_each(|_| _ = restarted.probed(false, now));
+        assert!(restarted.probed(true, now));
+        assert_eq!(restarted.standing(now), Standing::Trial);
+        restarted.begun();
+        assert_eq!(restarted.standing(now), Standing::In);
     }
 
     #[test]
@@ -212,7 +273,7 @@ mod tests {
         let mut now = shell::clock::now();
         let mut health = Health::default();
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            health.eject(now);
+            health.eject(Failure::Broken, now);
             now += Duration::from_secs(seconds);
             assert_eq!(health.standing(now), Standing::Trial);
             assert_eq!(

@@ -9,6 +9,7 @@ use protocol::load::{LoadReport, Phase};
 use crate::dispatch::estimate::{Own, Reported};
 use crate::dispatch::health::{Health, Standing};
 use crate::dispatch::pick::Preference;
+use crate::dispatch::reservation::Claim;
 use crate::metrics::meter::{PickReason, Reason as _};
 use crate::upstream::link::Links;
 
@@ -53,7 +54,7 @@ pub(crate) struct Member {
     pub(crate) worker: Arc<Worker>,
     /// What it has of ours.
     pub(crate) own: Own,
-    /// Of these, the requests without a first byte yet.
+    /// Of these, the requests whose answers stream and have no first byte yet.
     pub(crate) unanswered: u32,
     /// Since when there is at least one such.
     pub(crate) unanswered_since: Option<Instant>,
@@ -172,19 +173,22 @@ impl Member {
         self.unanswered > 0 && now.saturating_duration_since(quiet_since) > limit
     }
 
-    /// A request goes there.
-    pub(crate) fn sent(&mut self, weight: u64, reason: PickReason, now: Instant) {
+    /// A request goes there. If its answer comes all at once, its first byte may well take
+    /// as long as the work.
+    pub(crate) fn sent(&mut self, claim: Claim, reason: PickReason, now: Instant) {
         self.own.count += 1;
-        self.own.weight += weight;
+        self.own.weight += claim.weight;
         self.picks[reason.place()] += 1;
-        self.unanswered += 1;
-        self.unanswered_since.get_or_insert(now);
+        if claim.streams {
+            self.unanswered += 1;
+            self.unanswered_since.get_or_insert(now);
+        }
         if self.health.standing(now) == Standing::Trial {
             self.health.try_out();
         }
     }
 
-    /// A request got its first byte.
+    /// A request whose answer streams got its first byte.
     pub(crate) fn answer_came(&mut self, now: Instant) {
         self.answer_given_up();
         if self.unanswered > 0 {
@@ -192,7 +196,7 @@ impl Member {
         }
     }
 
-    /// A request will never get its first byte.
+    /// A request whose answer streams will never get its first byte.
     pub(crate) fn answer_given_up(&mut self) {
         self.unanswered = self.unanswered.saturating_sub(1);
         if self.unanswered == 0 {
@@ -274,7 +278,13 @@ mod tests {
             preference == Preference::Suspect
         };
         assert!(!is_suspect(&member, 0, 99));
-        member.sent(UNIT, PickReason::Own, start);
+        let request = |streams| Claim {
+            weight: UNIT,
+            streams,
+        };
+        member.sent(request(false), PickReason::Own, start);
+        assert!(!is_suspect(&member, 0, 99), "its answer comes all at once");
+        member.sent(request(true), PickReason::Own, start);
         assert!(!is_suspect(&member, 0, 2));
         assert!(is_suspect(&member, 0, 3));
         assert!(!is_suspect(&member, 1, 4));

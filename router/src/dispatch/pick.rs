@@ -13,6 +13,8 @@ pub(crate) struct Candidate {
     pub(crate) index: usize,
     /// Smaller is better; see [`Preference`].
     pub(crate) preference: Preference,
+    /// Whether a request rather goes here than waits for a better worker.
+    pub(crate) beats_waiting: bool,
     /// Its estimated queue.
     pub(crate) queue: Queue,
     /// `(queue + 1) / slots`.
@@ -39,13 +41,13 @@ pub(crate) enum Preference {
 }
 
 impl Preference {
-    /// Whether a request rather goes here than waits for a better worker.
+    /// Whether nothing speaks against it but its Lease.
     pub(crate) fn is_trusted(self) -> bool {
         self <= Self::Stale
     }
 }
 
-/// Picks a candidate's place, and tells how far it is trusted; `None` when the good ones are full and it is better to wait.
+/// Picks a candidate's place, and tells how far it is trusted; `None` when those are full that are better than to wait.
 pub(crate) fn pick(
     candidates: &[Candidate],
     dispatch: Dispatch,
@@ -56,7 +58,7 @@ pub(crate) fn pick(
     loop {
         let at_level = candidates
             .iter()
-            .filter(|c| c.preference == level && c.has_room);
+            .filter(|c| c.preference == level && c.has_room && (level == best || c.beats_waiting));
         let picked = match dispatch {
             Dispatch::ShortestQueue => least(at_level, rng),
             Dispatch::Lottery => lottery(at_level, rng),
@@ -66,8 +68,8 @@ pub(crate) fn pick(
         }
         level = candidates
             .iter()
+            .filter(|c| c.preference > level && c.beats_waiting)
             .map(|c| c.preference)
-            .filter(|p| *p > level && p.is_trusted())
             .min()?;
     }
 }
@@ -116,6 +118,7 @@ mod tests {
         Candidate {
             index,
             preference: Preference::Good,
+            beats_waiting: true,
             queue: Queue::default(),
             score,
             share: 1.0,
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_worker_is_used_when_the_fresh_are_full_and_a_suspect_is_not() {
+    fn a_stale_worker_is_used_when_the_fresh_are_full_and_a_suspect_if_it_beats_waiting() {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut candidates = [candidate(0, 0.1), candidate(1, 0.2), candidate(2, 0.0)];
         candidates[1].preference = Preference::Stale;
@@ -167,6 +170,8 @@ mod tests {
         candidates[0].has_room = false;
         assert_eq!(go(&candidates), Some(1));
         candidates[1].has_room = false;
+        assert_eq!(go(&candidates), Some(2));
+        candidates[2].beats_waiting = false;
         assert_eq!(go(&candidates), None);
         assert_eq!(go(&candidates[2..]), Some(2));
     }

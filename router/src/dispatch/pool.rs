@@ -11,7 +11,7 @@ use crate::args::Dispatch;
 use crate::dispatch::estimate::Own;
 use crate::dispatch::health::{Failure, Standing};
 use crate::dispatch::member::{Member, Worker};
-use crate::dispatch::reservation::{Answered, Verdict};
+use crate::dispatch::reservation::{Answered, Claim, Ended, Verdict};
 use crate::dispatch::state::{State, WorkerView};
 use crate::metrics::Meter;
 
@@ -80,22 +80,28 @@ impl Pool {
     pub(super) fn answered(
         self: &Arc<Self>,
         worker: &Arc<Worker>,
+        claim: Claim,
         answered: Answered,
-        gone: u64,
         wait: Duration,
         now: Instant,
     ) {
         let mut state = self.lock();
-        let seconds = wait.as_secs_f64();
-        state.seconds_to_first_byte += GAIN * (seconds - state.seconds_to_first_byte);
+        if claim.streams {
+            let seconds = wait.as_secs_f64();
+            state.seconds_to_first_byte += GAIN * (seconds - state.seconds_to_first_byte);
+        }
         let least = state.least_errors_besides(worker);
         let Some(member) = state.member(worker) else {
             return;
         };
-        member.answer_came(now);
+        if claim.streams {
+            member.answer_came(now);
+        }
+        member.health.found(now);
+        worker.set_down(false);
         let eject = match answered.verdict {
             Verdict::Well => {
-                member.health.succeeded();
+                member.health.begun();
                 false
             }
             Verdict::Neutral => {
@@ -106,11 +112,13 @@ impl Pool {
         };
         if let Some(load) = answered.load {
             let mut own_then = member.own;
-            own_then.count = own_then.count.saturating_sub(answered.complete.into());
-            own_then.weight = own_then.weight.saturating_sub(gone);
+            if answered.complete {
+                own_then.count = own_then.count.saturating_sub(1);
+                own_then.weight = own_then.weight.saturating_sub(claim.weight);
+            }
             member.take_report(load, own_then, now);
         }
-        if eject && state.eject(worker, now) {
+        if eject && state.eject(worker, Failure::Server, now) {
             self.meter.ejections.up();
         }
         self.fill(state, now);
@@ -129,7 +137,7 @@ impl Pool {
             return;
         };
         member.last_error = Some((now, cause));
-        if member.health.failed(failure, least) && state.eject(worker, now) {
+        if member.health.failed(failure, least) && state.eject(worker, failure, now) {
             self.meter.ejections.up();
         }
     }
@@ -137,22 +145,25 @@ impl Pool {
     pub(super) fn release(
         self: &Arc<Self>,
         worker: &Arc<Worker>,
-        weight: u64,
-        answer: Option<Verdict>,
-        since: Instant,
+        claim: Claim,
+        ended: Ended,
         now: Instant,
     ) {
         let mut state = self.lock();
+        let is_good = ended.answer == Some(Verdict::Well);
         // What was refused or failed says nothing of how long work takes.
-        if answer == Some(Verdict::Well) {
-            let seconds = now.saturating_duration_since(since).as_secs_f64();
-            state.seconds_in_slot.add(seconds);
+        if is_good {
+            state.seconds_in_slot.add(ended.took.as_secs_f64());
         }
         if let Some(member) = state.member(worker) {
             member.own.count = member.own.count.saturating_sub(1);
-            member.own.weight = member.own.weight.saturating_sub(weight);
-            if answer.is_none() {
+            member.own.weight = member.own.weight.saturating_sub(claim.weight);
+            if is_good && ended.whole {
+                member.health.succeeded();
+            } else {
                 member.health.neutral();
+            }
+            if ended.answer.is_none() && claim.streams {
                 member.answer_given_up();
             }
         }
@@ -160,6 +171,24 @@ impl Pool {
             .members
             .retain(|member| member.offered || member.own.count > 0);
         self.fill(state, now);
+    }
+
+    /// Whether a request that was with `tried` and is with `worker` may find somebody else there.
+    pub(crate) fn has_another(
+        &self,
+        worker: &Arc<Worker>,
+        tried: &[Arc<Worker>],
+        now: Instant,
+    ) -> bool {
+        let is_one_of_them = |member: &Member| {
+            let mut them = tried.iter().chain([worker]);
+            them.any(|one| Arc::ptr_eq(one, &member.worker))
+        };
+        self.lock().members.iter().any(|member| {
+            member.is_open()
+                && member.health.standing(now) != Standing::Down
+                && !is_one_of_them(member)
+        })
     }
 
     /// What this router has with `worker`, for a report that is being fetched.
@@ -371,6 +400,46 @@ pub(super) mod tests {
         assert_eq!(pool.meter.ejections.get(), 1);
         let rested = now + Duration::from_secs(1);
         assert_eq!(preferences(&pool, rested), [Preference::Good; 4]);
+    }
+
+    #[test]
+    fn a_request_leaves_a_worker_that_is_down_only_for_one_that_is_not() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [1, 2, 3].map(|number| worker(number, now));
+        offer(&pool, &workers[..1], now);
+        assert!(!pool.has_another(&workers[0], &[], now));
+        offer(&pool, &workers, now);
+        assert!(pool.has_another(&workers[0], &[], now));
+        let tried = [Arc::clone(&workers[1])];
+        assert!(pool.has_another(&workers[0], &tried, now));
+        for _ in 0..2 {
+            pool.probed(&workers[2], Some("no answer".to_owned()), now);
+        }
+        assert!(!pool.has_another(&workers[0], &tried, now));
+    }
+
+    #[test]
+    fn an_answer_shows_that_a_worker_is_not_down() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let workers = [worker(1, now)];
+        offer(&pool, &workers, now);
+        let Entry::Now(mut reservation) = pool.enter(ask(), now) else {
+            panic!("there is room");
+        };
+        for _ in 0..2 {
+            pool.probed(&workers[0], Some("no answer".to_owned()), now);
+        }
+        assert!(workers[0].is_down());
+        let answered = Answered {
+            load: None,
+            complete: false,
+            verdict: Verdict::Well,
+        };
+        reservation.answered(answered, now);
+        assert!(!workers[0].is_down());
+        assert_eq!(preferences(&pool, now), [Preference::Good]);
     }
 
     #[derive(Clone, Debug)]

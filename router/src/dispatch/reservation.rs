@@ -15,10 +15,20 @@ use crate::dispatch::pool::Pool;
 pub(crate) struct Reservation {
     pool: Arc<Pool>,
     worker: Arc<Worker>,
-    weight: u64,
+    claim: Claim,
     since: Instant,
     answer: Option<Verdict>,
+    whole: bool,
     released: bool,
+}
+
+/// What a request takes of the worker that it goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// Its size, in [`UNIT`](crate::dispatch::estimate::UNIT)s.
+    pub(crate) weight: u64,
+    /// Whether its answer comes as it is made, so that a missing first byte means something.
+    pub(crate) streams: bool,
 }
 
 /// What the head of an answer told.
@@ -33,6 +43,17 @@ pub(crate) struct Answered {
     pub(crate) verdict: Verdict,
 }
 
+/// How a request left its slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// What the head of its answer said of the worker, if there was one.
+    pub(super) answer: Option<Verdict>,
+    /// Whether the answer came to its end.
+    pub(super) whole: bool,
+    /// How long it had the slot.
+    pub(super) took: Duration,
+}
+
 /// What an answer's status says of the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -45,13 +66,14 @@ pub(crate) enum Verdict {
 }
 
 impl Reservation {
-    pub(super) fn new(pool: Arc<Pool>, worker: Arc<Worker>, weight: u64, now: Instant) -> Self {
+    pub(super) fn new(pool: Arc<Pool>, worker: Arc<Worker>, claim: Claim, now: Instant) -> Self {
         Self {
             pool,
             worker,
-            weight,
+            claim,
             since: now,
             answer: None,
+            whole: false,
             released: false,
         }
     }
@@ -72,8 +94,9 @@ impl Reservation {
         self.worker.heard(now);
         if self.answer.is_none() {
             self.answer = Some(answered.verdict);
-            let gone = if answered.complete { self.weight } else { 0 };
-            self.pool.answered(&self.worker, answered, gone, wait, now);
+            self.whole = answered.complete;
+            self.pool
+                .answered(&self.worker, self.claim, answered, wait, now);
         }
         wait
     }
@@ -85,6 +108,12 @@ impl Reservation {
 }
 
 impl Reservation {
+    /// The answer came to its end: gives the slot back.
+    pub(crate) fn finish(&mut self) {
+        self.whole = true;
+        self.release();
+    }
+
     /// Gives the slot back before the drop.
     pub(crate) fn release(&mut self) {
         self.release_at(shell::clock::now());
@@ -92,8 +121,12 @@ impl Reservation {
 
     pub(super) fn release_at(&mut self, now: Instant) {
         if !std::mem::replace(&mut self.released, true) {
-            self.pool
-                .release(&self.worker, self.weight, self.answer, self.since, now);
+            let ended = Ended {
+                answer: self.answer,
+                whole: self.whole,
+                took: now.saturating_duration_since(self.since),
+            };
+            self.pool.release(&self.worker, self.claim, ended, now);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::dispatch::member::Worker;
-use crate::dispatch::reservation::Reservation;
+use crate::dispatch::reservation::{Claim, Reservation};
 
 /// Names a place in the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(crate) struct Ticket(u64);
 pub(crate) struct Waiter {
     /// Its place.
     pub(crate) ticket: Ticket,
-    /// Its size.
-    pub(crate) weight: u64,
+    /// What it takes.
+    pub(crate) claim: Claim,
     /// Workers that it must not go to.
     pub(crate) tried: Vec<Arc<Worker>>,
     /// Where its reservation goes.
@@ -43,7 +43,7 @@ impl Room {
     /// Takes a place, in front if `first`.
     pub(crate) fn enter(
         &mut self,
-        weight: u64,
+        claim: Claim,
         tried: Vec<Arc<Worker>>,
         first: bool,
     ) -> (Ticket, oneshot::Receiver<Reservation>) {
@@ -52,7 +52,7 @@ impl Room {
         self.next += 1;
         let waiter = Waiter {
             ticket,
-            weight,
+            claim,
             tried,
             reply,
         };
@@ -111,19 +111,26 @@ mod tests {
     /// A room of requests that came in this order, told apart by their weights.
     fn room(weights: [u64; 4]) -> (Room, [Ticket; 4]) {
         let mut room = Room::default();
-        let tickets = weights.map(|weight| room.enter(weight, Vec::new(), false).0);
+        let tickets = weights.map(|weight| room.enter(claim(weight), Vec::new(), false).0);
         (room, tickets)
+    }
+
+    fn claim(weight: u64) -> Claim {
+        Claim {
+            weight,
+            streams: false,
+        }
     }
 
     fn placed(room: &mut Room, place: impl FnMut(&Waiter) -> Placing<()>) -> Vec<u64> {
         let placed = room.place(place).into_iter();
-        placed.map(|(waiter, ())| waiter.weight).collect()
+        placed.map(|(waiter, ())| waiter.claim.weight).collect()
     }
 
     #[test]
     fn who_came_first_goes_first_and_a_retry_before_all() {
         let (mut room, tickets) = room([1, 2, 3, 4]);
-        room.enter(5, Vec::new(), true);
+        room.enter(claim(5), Vec::new(), true);
         room.leave(tickets[1]);
         assert_eq!(placed(&mut room, |_| Placing::Placed(())), [5, 1, 3, 4]);
         assert_eq!(room.len(), 0);
@@ -133,7 +140,7 @@ mod tests {
     fn one_that_no_free_worker_suits_keeps_its_place_and_holds_up_nobody() {
         let (mut room, _) = room([1, 2, 3, 4]);
         let mut free = 2;
-        let gone = placed(&mut room, |waiter| match waiter.weight {
+        let gone = placed(&mut room, |waiter| match waiter.claim.weight {
             1 => Placing::NotThisOne,
             _ if free == 0 => Placing::AllFull,
             _ => {

@@ -10,12 +10,13 @@ use rand::rngs::SmallRng;
 use crate::args::Dispatch;
 use crate::dispatch::budget::RetryBudget;
 use crate::dispatch::estimate::{self, Own, Queue, Reported};
-use crate::dispatch::health::{self, Standing};
+use crate::dispatch::health::{self, Failure, Standing};
 use crate::dispatch::mean::Mean;
 use crate::dispatch::member::{Member, Picks, Worker};
 use crate::dispatch::pick::{self, Candidate, Preference};
 use crate::dispatch::pool::Rules;
 use crate::dispatch::replicas::Replicas;
+use crate::dispatch::reservation::Claim;
 use crate::dispatch::room::{Placing, Room, Waiter};
 use crate::dispatch::weight::UsualSize;
 use crate::metrics::meter::PickReason;
@@ -98,12 +99,12 @@ impl State {
             .find(|member| Arc::ptr_eq(&member.worker, worker))
     }
 
-    /// Picks a worker and counts a request of this weight there.
+    /// Picks a worker and counts a request with this claim there.
     pub(super) fn reserve(
         &mut self,
         rules: &Rules,
         tried: &[Arc<Worker>],
-        weight: u64,
+        claim: Claim,
         now: Instant,
     ) -> Found {
         let mut candidates = std::mem::take(&mut self.scratch);
@@ -136,7 +137,7 @@ impl State {
             Dispatch::ShortestQueue if reports_count => PickReason::Reported,
             Dispatch::ShortestQueue => PickReason::Own,
         };
-        member.sent(weight, reason, now);
+        member.sent(claim, reason, now);
         Found::Worker(Arc::clone(&member.worker))
     }
 
@@ -149,7 +150,7 @@ impl State {
         let mut room = std::mem::take(&mut self.room);
         let placed =
             room.place(
-                |waiter| match self.reserve(rules, &waiter.tried, waiter.weight, now) {
+                |waiter| match self.reserve(rules, &waiter.tried, waiter.claim, now) {
                     Found::Worker(worker) => Placing::Placed(worker),
                     Found::AllTried => Placing::NotThisOne,
                     Found::Full | Found::Nobody => Placing::AllFull,
@@ -159,9 +160,9 @@ impl State {
         placed
     }
 
-    /// Ejects the worker if the pool can spare it, and says whether it did. One that rests
-    /// already does so no longer for what was sent before.
-    pub(super) fn eject(&mut self, worker: &Arc<Worker>, now: Instant) -> bool {
+    /// Ejects the worker for such failures if the pool can spare it, and says whether it did.
+    /// One that rests already does so no longer for what was sent before.
+    pub(super) fn eject(&mut self, worker: &Arc<Worker>, cause: Failure, now: Instant) -> bool {
         let is_it = |m: &Member| Arc::ptr_eq(&m.worker, worker);
         let standing = |m: &Member| m.health.standing(now);
         let open = self.members.iter().filter(|m| m.is_open());
@@ -174,7 +175,7 @@ impl State {
         };
         let ejects = spare && member.health.standing(now) != Standing::Ejected;
         if ejects {
-            member.health.eject(now);
+            member.health.eject(cause, now);
             tracing::warn!(worker = worker.name, "worker ejected for a while");
         }
         ejects
@@ -238,9 +239,12 @@ impl State {
         let judge_leases = self.judge_leases(now);
         for (index, member) in self.members.iter().enumerate() {
             if member.is_open() {
+                let preference = member.preference(usual_wait, judge_leases, now);
+                let lives = preference == Preference::Suspect && member.health.answers_probes();
                 out.push(Candidate {
                     index,
-                    preference: member.preference(usual_wait, judge_leases, now),
+                    preference,
+                    beats_waiting: preference.is_trusted() || lives,
                     queue: Queue::default(),
                     score: 0.0,
                     share: 0.0,

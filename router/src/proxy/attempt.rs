@@ -27,10 +27,12 @@ use crate::trace::RequestSpan;
 use crate::upstream::exchange::{Answer, send};
 use crate::upstream::link::Link;
 
+/// Attempts after the first.
+pub(crate) const MAX_RETRIES: usize = 2;
 /// How often a waiting attempt looks whether its worker is still there.
 const LOOK: Duration = Duration::from_millis(250);
-/// An answer of known length up to this is taken whole before it is passed on:
-/// a worker that dies in the middle of it costs a retry, not an error.
+/// An answer of known length up to this is taken whole before it is passed on, and so is
+/// an error: a worker that dies in the middle of it costs a retry, not an error.
 const WHOLE: u64 = 64 * 1024;
 
 /// What is sent to a worker, as often as need be.
@@ -48,6 +50,8 @@ pub(crate) struct Job {
     pub(crate) model: String,
     /// The framing that a stream has on this path.
     pub(crate) is_llava: bool,
+    /// Whether the answer is to come as it is made.
+    pub(crate) streams: bool,
     /// When the request came.
     pub(crate) started: Instant,
     /// When it must be over.
@@ -63,22 +67,34 @@ pub(crate) enum Outcome {
     Answer(Response<Body>),
     /// Another worker may do better. The response is for the caller if none does.
     Again(RetryReason, Option<Response<Body>>),
-    /// Time is up.
-    TooSlow(&'static str),
+    /// Nobody can do better.
+    Refused(Refusal),
 }
 
 /// Why an attempt got no first byte.
 enum Missed {
     Failed(Failure, RetryReason, String),
-    TooSlow(&'static str),
+    Refused(Refusal),
 }
 
-/// Tries the worker of `reservation`.
-pub(crate) async fn attempt(job: &Job, mut reservation: Reservation, tries: usize) -> Outcome {
+/// Tries the worker of `reservation`, after those that were `tried`.
+pub(crate) async fn attempt(
+    job: &Job,
+    mut reservation: Reservation,
+    tried: &[Arc<Worker>],
+) -> Outcome {
     if let Some(span) = &job.span {
         span.sent_to(&reservation.worker().name);
     }
-    match first_bytes(job, &reservation, tries).await {
+    let watch = Watch {
+        job,
+        reservation: &reservation,
+        tried,
+        until: job
+            .deadline
+            .min(shell::clock::now() + job.timeouts.first_byte_timeout),
+    };
+    match first_bytes(&watch).await {
         Ok((head, first)) if is_busy(head.status) => {
             let load = load_of(&head);
             let answered = Answered {
@@ -97,7 +113,7 @@ pub(crate) async fn attempt(job: &Job, mut reservation: Reservation, tries: usiz
             Outcome::Again(RetryReason::Busy, response)
         }
         Ok((head, first)) => Outcome::Answer(commit(job, reservation, head, first)),
-        Err(Missed::TooSlow(code)) => Outcome::TooSlow(code),
+        Err(Missed::Refused(refusal)) => Outcome::Refused(refusal),
         Err(Missed::Failed(failure, reason, cause)) => {
             tracing::debug!(worker = reservation.worker().name, cause, "attempt failed");
             reservation.failed(failure, cause, shell::clock::now());
@@ -111,22 +127,23 @@ enum First {
     Stream(Answer, Bytes),
 }
 
-async fn first_bytes(
-    job: &Job,
-    reservation: &Reservation,
-    tries: usize,
-) -> Result<(response::Parts, First), Missed> {
-    let worker = reservation.worker();
-    let until = job
-        .deadline
-        .min(shell::clock::now() + job.timeouts.first_byte_timeout);
+/// What limits the wait for a first byte.
+struct Watch<'a> {
+    job: &'a Job,
+    reservation: &'a Reservation,
+    tried: &'a [Arc<Worker>],
+    until: Instant,
+}
+
+async fn first_bytes(watch: &Watch<'_>) -> Result<(response::Parts, First), Missed> {
+    let worker = watch.reservation.worker();
     // A worker that closes every connection without an answer gets the request twice, not once
     // for each link that is kept.
     let mut stale = false;
     let answer = loop {
-        let (link, fresh) = connection(job, worker, stale).await?;
-        let request = to_worker(job, worker, tries);
-        match watched(send(link, &worker.links, request), worker, until, job).await? {
+        let (link, fresh) = connection(watch, stale).await?;
+        let request = to_worker(watch.job, worker, watch.tried.len());
+        match watch.over(send(link, &worker.links, request)).await? {
             Ok(answer) => break answer,
             // A kept connection was closed as it was used: nobody's fault.
             Err(error) if error.stale && !fresh => stale = true,
@@ -135,26 +152,39 @@ async fn first_bytes(
     };
     let (head, mut answer) = answer.into_parts();
     if answer.exact_len().is_some_and(|len| len <= WHOLE) {
-        return match watched(answer.collect(), worker, until, job).await? {
+        return match watch.over(answer.collect()).await? {
             Ok(body) => Ok((head, First::Whole(body))),
             Err(error) => Err(broken(error.to_string())),
         };
     }
-    let next = std::future::poll_fn(|cx| answer.poll_data(cx));
-    match watched(next, worker, until, job).await? {
-        None => Ok((head, First::Whole(Bytes::new()))),
-        Some(Ok(data)) => Ok((head, First::Stream(answer, data))),
-        Some(Err(error)) => Err(broken(error.to_string())),
+    let mut first = Bytes::new();
+    loop {
+        let next = std::future::poll_fn(|cx| answer.poll_data(cx));
+        match watch.over(next).await? {
+            None => return Ok((head, First::Whole(first))),
+            Some(Ok(data)) if first.is_empty() => first = data,
+            Some(Ok(data)) => first = [first, data].concat().into(),
+            Some(Err(error)) => return Err(broken(error.to_string())),
+        }
+        if head.status.is_success() || first.len() as u64 > WHOLE {
+            return Ok((head, First::Stream(answer, first)));
+        }
     }
 }
 
 /// A link to the worker, and whether it is a new one, as it is where `new` asks for it.
-async fn connection(job: &Job, worker: &Arc<Worker>, new: bool) -> Result<(Link, bool), Missed> {
-    if !new && let Some(link) = worker.links.take_idle() {
+async fn connection(watch: &Watch<'_>, new: bool) -> Result<(Link, bool), Missed> {
+    let links = &watch.reservation.worker().links;
+    if !new && let Some(link) = links.take_idle(shell::clock::now()) {
         return Ok((link, false));
     }
-    match worker.links.connect(job.timeouts.connect_timeout).await {
+    let connecting = links.connect(watch.job.timeouts.connect_timeout);
+    match watch.over(connecting).await? {
         Ok(link) => Ok((link, true)),
+        Err(error) if error.is_ours() => {
+            tracing::error!(%error, "no worker can be connected to: raise the limit of open files");
+            Err(Missed::Refused(Refusal::out_of_descriptors()))
+        }
         Err(error) => Err(Missed::Failed(
             Failure::Connect,
             RetryReason::Connect,
@@ -163,34 +193,41 @@ async fn connection(job: &Job, worker: &Arc<Worker>, new: bool) -> Result<(Link,
     }
 }
 
-/// Waits for `future`, but no longer than until `until`, or until probes find
-/// that nobody is there.
-async fn watched<F: Future>(
-    future: F,
-    worker: &Worker,
-    until: Instant,
-    job: &Job,
-) -> Result<F::Output, Missed> {
-    let mut future = pin!(future);
-    loop {
-        let look = until.min(shell::clock::now() + LOOK);
-        if let Ok(output) = tokio::time::timeout_at(look.into(), future.as_mut()).await {
-            return Ok(output);
+impl Watch<'_> {
+    /// Waits for `future`, but no longer than there is time, or until probes find that
+    /// nobody is there while somebody is elsewhere.
+    async fn over<F: Future>(&self, future: F) -> Result<F::Output, Missed> {
+        let mut future = pin!(future);
+        loop {
+            let look = self.until.min(shell::clock::now() + LOOK);
+            if let Ok(output) = tokio::time::timeout_at(look.into(), future.as_mut()).await {
+                return Ok(output);
+            }
+            let now = shell::clock::now();
+            if self.should_move(now) {
+                return Err(Missed::Failed(
+                    Failure::Broken,
+                    RetryReason::Hung,
+                    "no first byte, and no answer to probes".to_owned(),
+                ));
+            }
+            let late = if now >= self.job.deadline {
+                "request_timeout"
+            } else if now >= self.until {
+                "first_byte_timeout"
+            } else {
+                continue;
+            };
+            return Err(Missed::Refused(Refusal::too_slow(late)));
         }
-        if worker.is_down() {
-            return Err(Missed::Failed(
-                Failure::Broken,
-                RetryReason::Hung,
-                "no first byte, and no answer to probes".to_owned(),
-            ));
-        }
-        let now = shell::clock::now();
-        if now >= job.deadline {
-            return Err(Missed::TooSlow("request_timeout"));
-        }
-        if now >= until {
-            return Err(Missed::TooSlow("first_byte_timeout"));
-        }
+    }
+
+    /// A worker whose probes stall may answer yet, which is better than nothing.
+    fn should_move(&self, now: Instant) -> bool {
+        let worker = self.reservation.worker();
+        worker.is_down()
+            && self.tried.len() < MAX_RETRIES
+            && self.reservation.pool().has_another(worker, self.tried, now)
     }
 }
 
@@ -274,6 +311,10 @@ fn commit(
                 deadline: job.deadline,
             };
             let mut response = to_caller(head, Body::Full(None), &reservation);
+            if framing != Framing::Opaque {
+                // Comments and an error may come between.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+            }
             if framing == Framing::Sse {
                 let name = HeaderName::from_static("x-accel-buffering");
                 response

@@ -146,6 +146,11 @@ impl Cutter {
         (!rest.is_empty()).then_some(rest)
     }
 
+    /// Whether the worker said that nothing more comes.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+
     /// Whether part of a frame is held back.
     pub(crate) fn holds_some(&self) -> bool {
         !self.held.is_empty()

@@ -12,12 +12,10 @@ use crate::dispatch::member::Worker;
 use crate::dispatch::pool::Pool;
 use crate::dispatch::reservation::Reservation;
 use crate::metrics::meter::{Phase, RetryOutcome, RetryReason, ShedReason};
-use crate::proxy::attempt::{Job, Outcome, attempt};
+use crate::proxy::attempt::{Job, MAX_RETRIES, Outcome, attempt};
 use crate::proxy::body::Body;
 use crate::refusal::Refusal;
 
-/// Attempts after the first.
-const MAX_RETRIES: usize = 2;
 /// The pause before the first retry is up to this, before the second up to twice.
 const BACK_OFF: Duration = Duration::from_millis(25);
 
@@ -64,7 +62,7 @@ async fn attempts(
         };
         let worker = Arc::clone(reservation.worker());
         journey.phase = Phase::FirstByte;
-        let outcome = attempt(job, reservation, tried.len()).await;
+        let outcome = attempt(job, reservation, &tried).await;
         let answered = matches!(outcome, Outcome::Answer(_));
         end(
             retry.take(),
@@ -75,10 +73,13 @@ async fn attempts(
         );
         let (reason, response) = match outcome {
             Outcome::Answer(response) => return Ok(response),
-            Outcome::TooSlow(code) => return Err(Refusal::too_slow(code)),
+            Outcome::Refused(refusal) => return Err(refusal),
             Outcome::Again(reason, response) => (reason, response),
         };
-        last = response.ok_or_else(Refusal::workers_failed);
+        // What a worker said tells more than that another one could not be reached.
+        if let Some(response) = response {
+            last = Ok(response);
+        }
         if tried.len() == MAX_RETRIES {
             return last;
         }
@@ -101,6 +102,7 @@ async fn slot(
     let left = job.deadline.saturating_duration_since(now);
     let ask = Ask {
         tokens,
+        streams: job.streams,
         tried: tried.to_vec(),
         patience: left.min(job.timeouts.queue_timeout),
     };
@@ -236,6 +238,7 @@ mod tests {
             span: None,
             model: "m".to_owned(),
             is_llava: false,
+            streams: false,
             started,
             deadline: started + timeouts.request_timeout,
             timeouts: Arc::new(timeouts),

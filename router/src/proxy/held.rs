@@ -65,6 +65,11 @@ impl Held {
                 let failed = response.status() != StatusCode::OK;
                 match response.into_body() {
                     Body::Full(text) if failed => (worker_error(text), Code::Worker),
+                    // Longer than an event should be.
+                    Body::Relay(relay) if failed => {
+                        relay.stop();
+                        (worker_error(None), Code::Worker)
+                    }
                     body => return body,
                 }
             }

@@ -85,7 +85,7 @@ impl Relay {
         };
         relay.rearm();
         if relay.answer.as_ref().is_some_and(Answer::is_done) {
-            relay.end();
+            relay.finish();
         }
         relay
     }
@@ -110,7 +110,7 @@ impl Relay {
                     let now = self.note_arrival();
                     let next_look = self.beat.next_look(data.len(), now);
                     if done {
-                        self.end();
+                        self.finish();
                     } else if now >= self.pace.deadline {
                         return self.out_of_time();
                     } else if let Some(at) = next_look {
@@ -124,6 +124,8 @@ impl Relay {
                         return self.poll_data(cx);
                     }
                 }
+                // All is there that was to come: no matter how the connection ends.
+                Poll::Ready(Some(Err(_))) if self.cutter.is_done() => self.finish(),
                 Poll::Ready(Some(Err(error))) => {
                     self.reservation.pool().meter.upstream_aborts.up();
                     let now = shell::clock::now();
@@ -131,7 +133,7 @@ impl Relay {
                         .failed(Failure::Broken, error.to_string(), now);
                     return self.cut("worker_lost", "the worker broke off");
                 }
-                Poll::Ready(None) => self.end(),
+                Poll::Ready(None) => self.finish(),
                 Poll::Pending => {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
@@ -230,6 +232,17 @@ impl Relay {
             None if opaque => Some(Err(io::Error::other(message))),
             frame => frame.map(Ok),
         })
+    }
+
+    /// The worker ended the stream as it meant to.
+    fn finish(&mut self) {
+        self.reservation.finish();
+        self.end();
+    }
+
+    /// Ends it for a caller that is told something else.
+    pub(crate) fn stop(mut self) {
+        self.end();
     }
 
     fn end(&mut self) {

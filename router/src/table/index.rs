@@ -78,6 +78,17 @@ pub(crate) enum Change {
     Lease(Event<Lease>),
 }
 
+/// How soon a change asks for a new table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// There is nothing new to show yet.
+    None,
+    /// Of many such changes that come together, one new table is enough.
+    Soon,
+    /// At once: somebody comes, goes or takes nothing more.
+    Now,
+}
+
 /// Everything that was seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
@@ -123,9 +134,15 @@ impl Identity for Lease {
 }
 
 impl Index {
-    /// Takes one event.
-    pub(crate) fn take(&mut self, change: Change) {
-        match change {
+    /// Takes one event, and tells how soon it should be seen in the table.
+    pub(crate) fn take(&mut self, change: Change) -> Urgency {
+        let urgency = match &change {
+            Change::Lease(Event::Apply(key, lease)) if !self.changes_phase(key, lease) => {
+                Urgency::Soon
+            }
+            _ => Urgency::Now,
+        };
+        let is_shown = match change {
             Change::Deployment(event) => self.deployments.take(event, |_, _| {}),
             Change::Pod(event) => self.pods.take(event, |_, _| {}),
             Change::Lease(event) => self.leases.take(event, |known, new| {
@@ -133,7 +150,14 @@ impl Index {
                     new.seen = known.seen;
                 }
             }),
-        }
+        };
+        if is_shown { urgency } else { Urgency::None }
+    }
+
+    /// Whether the worker of this Lease begins to drain, say.
+    fn changes_phase(&self, key: &Key, lease: &Lease) -> bool {
+        let phase = |lease: &Lease| lease.load.as_ref().map(|load| load.phase);
+        self.leases.get(key).and_then(phase) != phase(lease)
     }
 
     /// The table of what is known at `now`.
@@ -182,7 +206,10 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
+    use protocol::load::Phase;
 
     use super::*;
 
@@ -226,52 +253,140 @@ mod tests {
     enum Step {
         Apply(u8, u8, u8),
         Delete(u8, u8),
-        Relist(u8),
+        /// A list begins, and so many of its objects come.
+        List(u8, usize),
+        /// The rest of the list comes.
+        EndList(u8),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             4 => (0u8..3, 0u8..4, 0u8..4).prop_map(|(k, n, l)| Step::Apply(k, n, l)),
             2 => (0u8..3, 0u8..4).prop_map(|(k, n)| Step::Delete(k, n)),
-            1 => (0u8..3).prop_map(Step::Relist),
+            1 => (0u8..3, 0usize..4).prop_map(|(k, n)| Step::List(k, n)),
+            1 => (0u8..3).prop_map(Step::EndList),
         ];
-        prop::collection::vec(step, 0..40)
+        prop::collection::vec(step, 0..60)
     }
 
-    /// The world as an API server would have it: kind, name, life.
-    type World = std::collections::BTreeMap<(u8, u8), u8>;
+    /// Objects as an API server has them: kind, name, life.
+    type World = BTreeMap<(u8, u8), u8>;
 
-    fn object(kind: u8, name: u8, life: u8, now: Instant, wrap: impl Fn(u8) -> u8) -> Change {
-        let key = key(name);
-        match (kind, wrap(0)) {
-            (0, 0) => Change::Deployment(Event::Apply(key, deployment(name, life))),
-            (0, 1) => Change::Deployment(Event::InitApply(key, deployment(name, life))),
-            (0, _) => Change::Deployment(Event::Delete(key, deployment(name, life).uid)),
-            (1, 0) => Change::Pod(Event::Apply(key, pod(name, life))),
-            (1, 1) => Change::Pod(Event::InitApply(key, pod(name, life))),
-            (1, _) => Change::Pod(Event::Delete(key, pod(name, life).uid)),
-            (_, 0) => Change::Lease(Event::Apply(key, lease(name, life, now))),
-            (_, 1) => Change::Lease(Event::InitApply(key, lease(name, life, now))),
-            (_, _) => Change::Lease(Event::Delete(key, lease(name, life, now).uid)),
+    enum Told {
+        Listed,
+        Applied,
+        Deleted,
+    }
+
+    fn object(kind: u8, name: u8, life: u8, now: Instant, told: &Told) -> Change {
+        fn event<T: Identity>(key: Key, what: T, told: &Told) -> Event<T> {
+            match told {
+                Told::Listed => Event::InitApply(key, what),
+                Told::Applied => Event::Apply(key, what),
+                Told::Deleted => Event::Delete(key, what.uid().to_owned()),
+            }
+        }
+        match kind {
+            0 => Change::Deployment(event(key(name), deployment(name, life), told)),
+            1 => Change::Pod(event(key(name), pod(name, life), told)),
+            _ => Change::Lease(event(key(name), lease(name, life, now), told)),
         }
     }
 
-    fn relist(index: &mut Index, kind: u8, world: &World, now: Instant) {
-        index.take(match kind {
+    fn init(kind: u8) -> Change {
+        match kind {
             0 => Change::Deployment(Event::Init),
             1 => Change::Pod(Event::Init),
             _ => Change::Lease(Event::Init),
-        });
-        for (&(of, name), &life) in world {
-            if of == kind {
-                index.take(object(kind, name, life, now, |_| 1));
-            }
         }
-        index.take(match kind {
+    }
+
+    fn init_done(kind: u8) -> Change {
+        match kind {
             0 => Change::Deployment(Event::InitDone),
             1 => Change::Pod(Event::InitDone),
             _ => Change::Lease(Event::InitDone),
-        });
+        }
+    }
+
+    fn of_kind(world: &World, kind: u8) -> World {
+        let of_kind = |object: &(&(u8, u8), &u8)| object.0.0 == kind;
+        let objects = world.iter().filter(of_kind);
+        objects.map(|(object, life)| (*object, *life)).collect()
+    }
+
+    /// An index beside the table that was last made of it, as the watch keeps it.
+    struct Watched {
+        index: Index,
+        shown: Table,
+        now: Instant,
+        /// Lists under way by kind: what they hold, and how much of it came.
+        lists: BTreeMap<u8, (World, usize)>,
+    }
+
+    impl Watched {
+        fn new(now: Instant, world: &World) -> Self {
+            let index = Index::default();
+            let shown = index.table(now);
+            let mut watched = Self {
+                index,
+                shown,
+                now,
+                lists: BTreeMap::new(),
+            };
+            for kind in 0..3 {
+                watched.begin_list(kind, world, 0);
+                watched.end_list(kind, world);
+            }
+            watched
+        }
+
+        fn take(&mut self, change: Change) {
+            if self.index.take(change) != Urgency::None {
+                self.shown = self.index.table(self.now);
+            }
+        }
+
+        fn tell(&mut self, (kind, name): (u8, u8), life: u8, told: &Told) {
+            self.take(object(kind, name, life, self.now, told));
+        }
+
+        fn begin_list(&mut self, kind: u8, world: &World, come: usize) {
+            self.take(init(kind));
+            let list = of_kind(world, kind);
+            for (&name, &life) in list.iter().take(come) {
+                self.tell(name, life, &Told::Listed);
+            }
+            self.lists.insert(kind, (list, come));
+        }
+
+        /// The rest of a list, and then what became other than it says meanwhile.
+        fn end_list(&mut self, kind: u8, world: &World) {
+            let Some((list, came)) = self.lists.remove(&kind) else {
+                return;
+            };
+            for (&name, &life) in list.iter().skip(came) {
+                self.tell(name, life, &Told::Listed);
+            }
+            self.take(init_done(kind));
+            let world = of_kind(world, kind);
+            for (name, life) in list.iter().filter(|(name, _)| !world.contains_key(name)) {
+                self.tell(*name, *life, &Told::Deleted);
+            }
+            for (name, life) in world
+                .iter()
+                .filter(|(name, life)| list.get(name) != Some(life))
+            {
+                self.tell(*name, *life, &Told::Applied);
+            }
+        }
+
+        /// A watch says nothing of its kind while it lists.
+        fn change(&mut self, name: (u8, u8), life: u8, told: &Told) {
+            if !self.lists.contains_key(&name.0) {
+                self.tell(name, life, told);
+            }
+        }
     }
 
     proptest! {
@@ -279,30 +394,55 @@ mod tests {
         fn any_order_of_events_gives_the_table_of_a_rebuild(steps in steps()) {
             let now = shell::clock::now();
             let mut world = World::new();
-            let mut index = Index::default();
-            for kind in 0..3 {
-                relist(&mut index, kind, &world, now);
-            }
+            let mut watched = Watched::new(now, &world);
             for step in steps {
                 match step {
                     Step::Apply(kind, name, life) => {
                         world.insert((kind, name), life);
-                        index.take(object(kind, name, life, now, |_| 0));
+                        watched.change((kind, name), life, &Told::Applied);
                     }
                     Step::Delete(kind, name) => {
                         if let Some(life) = world.remove(&(kind, name)) {
-                            index.take(object(kind, name, life, now, |_| 2));
+                            watched.change((kind, name), life, &Told::Deleted);
                         }
                     }
-                    Step::Relist(kind) => relist(&mut index, kind, &world, now),
+                    // One that was under way is given up.
+                    Step::List(kind, come) => watched.begin_list(kind, &world, come),
+                    Step::EndList(kind) => watched.end_list(kind, &world),
                 }
+                prop_assert_eq!(&watched.shown, &watched.index.table(now));
             }
-            let mut rebuilt = Index::default();
             for kind in 0..3 {
-                relist(&mut rebuilt, kind, &world, now);
+                watched.end_list(kind, &world);
             }
-            prop_assert_eq!(index.table(now), rebuilt.table(now));
+            prop_assert_eq!(watched.shown, Watched::new(now, &world).shown);
         }
+    }
+
+    #[test]
+    fn renewals_can_wait_a_little_and_whoever_comes_or_goes_cannot() {
+        let now = shell::clock::now();
+        let mut index = Index::default();
+        let mut with_phase = |phase| {
+            let load = LoadReport {
+                phase,
+                ..LoadReport::default()
+            };
+            let mut lease = lease(1, 1, now);
+            lease.load = Some(load);
+            index.take(Change::Lease(Event::Apply(key(1), lease)))
+        };
+        assert_eq!(with_phase(Phase::Serving), Urgency::Now);
+        assert_eq!(with_phase(Phase::Serving), Urgency::Soon);
+        assert_eq!(with_phase(Phase::Draining), Urgency::Now);
+        let mut take = |change| index.take(change);
+        assert_eq!(
+            take(Change::Pod(Event::Apply(key(1), pod(1, 1)))),
+            Urgency::Now
+        );
+        assert_eq!(take(Change::Pod(Event::Init)), Urgency::None);
+        assert_eq!(take(object(1, 2, 1, now, &Told::Listed)), Urgency::None);
+        assert_eq!(take(Change::Pod(Event::InitDone)), Urgency::Now);
     }
 
     #[test]

@@ -20,13 +20,16 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::args::Dispatch;
-use crate::table::index::{Change, Deployment, Index, Key, Lease, Pod};
+use crate::table::index::{Change, Deployment, Index, Key, Lease, Pod, Urgency};
 use crate::table::record::{Discovery, Table};
 use crate::table::staged::Event;
 
 /// How often the table is made anew without an event: replicas of the router
 /// leave it by falling silent.
 const TICK: Duration = Duration::from_secs(2);
+/// Changes that can wait are gathered for this long: of a thousand workers, two hundred
+/// renew their Leases each second.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Where to look.
 #[derive(Clone, Debug)]
@@ -60,26 +63,44 @@ pub(crate) async fn watch(
         read(event, |object| Some(lease(object, &own))).map(Change::Lease)
     });
     let changes = futures::stream::select_all([deployments.boxed(), pods.boxed(), leases.boxed()]);
-    let mut changes = std::pin::pin!(changes);
+    follow(changes, publish, &discovery).await;
+}
+
+/// Publishes a new table when the changes ask for one. As long as more of them are there,
+/// these come first.
+async fn follow(
+    mut changes: impl Stream<Item = Change> + Unpin,
+    publish: watch::Sender<Table>,
+    discovery: &Discovery,
+) {
     let mut index = Index::default();
-    let mut tick = tokio::time::interval(TICK);
+    let mut due = shell::clock::now();
     loop {
         tokio::select! {
-            change = changes.next() => match change {
-                Some(change) => {
-                    discovery.event(change.ends_list(), shell::clock::now());
-                    index.take(change);
-                }
-                None => return,
-            },
-            _ = tick.tick() => {}
+            biased;
+            change = changes.next() => {
+                let Some(change) = change else {
+                    return;
+                };
+                let now = shell::clock::now();
+                discovery.event(change.ends_list(), now);
+                due = due.min(match index.take(change) {
+                    Urgency::None => due,
+                    Urgency::Soon => now + GATHER,
+                    Urgency::Now => now,
+                });
+            }
+            () = tokio::time::sleep_until(due.into()) => {
+                let now = shell::clock::now();
+                let table = index.table(now);
+                publish.send_if_modified(|old| {
+                    let changed = *old != table;
+                    *old = table;
+                    changed
+                });
+                due = now + TICK;
+            }
         }
-        let table = index.table(shell::clock::now());
-        publish.send_if_modified(|old| {
-            let changed = *old != table;
-            *old = table;
-            changed
-        });
     }
 }
 
@@ -231,6 +252,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::table::record::WorkerRecord;
 
     fn a_pod(patch: serde_json::Value) -> Pod {
         let mut object = json!({
@@ -273,6 +295,65 @@ mod tests {
                 .as_str(),
             "[fd00::1]:8123"
         );
+    }
+
+    #[tokio::test]
+    async fn renewals_make_a_table_now_and_then_and_the_last_of_them_is_in_it() {
+        const WORKERS: usize = 10;
+        let (tell, told) = futures::channel::mpsc::unbounded();
+        let (publish, mut table) = watch::channel(Table::default());
+        let key = |number: usize| Key {
+            namespace: "n".to_owned(),
+            name: format!("w{number}"),
+        };
+        let lease = |number: usize, turn: usize| Lease {
+            uid: format!("l{number}"),
+            holder: Some(format!("p{number}")),
+            renew_time: turn.to_string(),
+            seen: shell::clock::now(),
+            load: None,
+            is_router: false,
+        };
+        let telling = async {
+            for number in 0..WORKERS {
+                let mut pod = a_pod(json!({}));
+                pod.uid = format!("p{number}");
+                let change = Change::Pod(Event::Apply(key(number), pod));
+                tell.unbounded_send(change).unwrap();
+            }
+            table
+                .wait_for(|t| t.workers.len() == WORKERS)
+                .await
+                .unwrap();
+            let start = shell::clock::now();
+            let mut tables = 0;
+            let mut turn = 0;
+            let mut last = start;
+            while start.elapsed() < GATHER * 3 {
+                turn += 1;
+                let lease = lease(turn % WORKERS, turn);
+                last = lease.seen;
+                let change = Change::Lease(Event::Apply(key(turn % WORKERS), lease));
+                tell.unbounded_send(change).unwrap();
+                tokio::task::yield_now().await;
+                tables += u32::from(table.has_changed().unwrap());
+                table.mark_unchanged();
+            }
+            assert!(tables * GATHER <= start.elapsed(), "{tables} tables");
+            let of_last = |worker: &WorkerRecord| {
+                worker
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.renewed == last)
+            };
+            let has_last = |table: &Table| table.workers.values().any(of_last);
+            table.wait_for(has_last).await.unwrap();
+        };
+        let discovery = Discovery::new(shell::clock::now());
+        tokio::select! {
+            () = follow(told, publish, &discovery) => unreachable!("there may be more"),
+            () = telling => {}
+        }
     }
 
     fn object(spec: &serde_json::Value) -> DeserializeGuard<LlavaDeployment> {

@@ -48,8 +48,13 @@ impl<T> Default for Staged<T> {
 }
 
 impl<T: Identity + Clone> Staged<T> {
-    /// Takes one event. `merge` brings over what is known of an object already.
-    pub(crate) fn take(&mut self, event: Event<T>, merge: impl Fn(&T, &mut T)) {
+    /// Takes one event, and tells whether what is known may be another thing now. `merge`
+    /// brings over what is known of an object already.
+    pub(crate) fn take(&mut self, event: Event<T>, merge: impl Fn(&T, &mut T)) -> bool {
+        let is_shown = !matches!(
+            event,
+            Event::Init | Event::InitApply(..) | Event::InitKeep(..)
+        );
         match event {
             Event::Init => self.incoming = Some(BTreeMap::new()),
             Event::InitApply(key, mut object) => {
@@ -82,6 +87,7 @@ impl<T: Identity + Clone> Staged<T> {
                 }
             }
         }
+        is_shown
     }
 
     /// Whether a whole list was seen.

@@ -34,6 +34,13 @@ pub(crate) enum AskError {
     Unreadable(#[from] serde_json::Error),
 }
 
+impl AskError {
+    /// Whether it was not even asked, for a lack on our side.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.is_ours())
+    }
+}
+
 /// `GET path`; the head and body of a 200.
 pub(crate) async fn ask(
     links: &Arc<Links>,
@@ -43,7 +50,8 @@ pub(crate) async fn ask(
     let asking = async {
         let mut stale = false;
         loop {
-            let kept = if stale { None } else { links.take_idle() };
+            let now = shell::clock::now();
+            let kept = if stale { None } else { links.take_idle(now) };
             let fresh = kept.is_none();
             let link = match kept {
                 Some(link) => link,

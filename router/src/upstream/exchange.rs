@@ -297,7 +297,7 @@ mod tests {
     async fn ask(links: &Arc<Links>, pieces: Vec<Bytes>) -> Result<Response<Answer>, SendError> {
         let mut request = Request::new(Payload::of(pieces));
         *request.method_mut() = Method::POST;
-        let link = match links.take_idle() {
+        let link = match links.take_idle(shell::clock::now()) {
             Some(link) => link,
             None => links
                 .connect(std::time::Duration::from_secs(5))
@@ -326,6 +326,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_was_idle_for_long_is_not_used_again() {
+        let known = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_owned();
+        let links = worker(vec![vec![known.clone(), known]]).await;
+        body(ask(&links, vec![]).await.unwrap()).await.unwrap();
+        let now = shell::clock::now();
+        let kept = links.take_idle(now).unwrap();
+        links.give_back(kept, now);
+        // Servers close theirs after 5 s.
+        let later = now + std::time::Duration::from_secs(4);
+        assert!(links.take_idle(later).is_none());
+        assert!(links.take_idle(now).is_none(), "it was kept");
+    }
+
+    #[tokio::test]
     async fn a_connection_with_something_to_say_after_its_answer_is_closed() {
         for answer in [
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n".to_owned(),
@@ -336,7 +350,7 @@ mod tests {
             let links = worker(vec![vec![answer.clone()]]).await;
             let answered = ask(&links, vec![]).await.unwrap();
             assert_eq!(body(answered).await.unwrap(), "ok", "{answer}");
-            assert!(links.take_idle().is_none(), "{answer}");
+            assert!(links.take_idle(shell::clock::now()).is_none(), "{answer}");
         }
     }
 
@@ -351,7 +365,7 @@ mod tests {
             let links = worker(vec![vec![answer.clone()]]).await;
             let answered = ask(&links, vec![]).await.unwrap();
             body(answered).await.expect_err(&answer);
-            assert!(links.take_idle().is_none());
+            assert!(links.take_idle(shell::clock::now()).is_none());
         }
         let links = worker(vec![vec!["HTTP/1.1 200 OK\r\nx".to_owned()]]).await;
         let error = ask(&links, vec![]).await.unwrap_err();
@@ -376,7 +390,7 @@ mod tests {
         let answered = ask(&links, large).await.unwrap();
         assert_eq!(answered.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(body(answered).await.unwrap(), "no");
-        assert!(links.take_idle().is_none());
+        assert!(links.take_idle(shell::clock::now()).is_none());
     }
 
     #[tokio::test]

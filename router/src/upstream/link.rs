@@ -56,6 +56,16 @@ pub(crate) enum ConnectError {
     TimedOut,
 }
 
+impl ConnectError {
+    /// Whether the lack is on our side, so that it says nothing of the worker.
+    pub(crate) fn is_ours(&self) -> bool {
+        let Self::Failed(error) = self else {
+            return false;
+        };
+        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    }
+}
+
 impl Links {
     /// The way to `authority`, `host:port`, with what its worker wants to see as
     /// `Authorization`.
@@ -91,11 +101,11 @@ impl Links {
         self.authority == authority.as_str()
     }
 
-    /// An idle connection that is still open.
-    pub(crate) fn take_idle(&self) -> Option<Link> {
+    /// An idle connection that is still open, and not about to be closed by the worker.
+    pub(crate) fn take_idle(&self, now: Instant) -> Option<Link> {
         loop {
             let link = self.lock().pop()?;
-            if link.is_silent() {
+            if !link.is_old(now) && link.is_silent() {
                 return Some(link);
             }
         }
@@ -129,12 +139,8 @@ impl Links {
 
     /// Closes what was idle for too long, and tells how many are left.
     pub(crate) fn sweep(&self, now: Instant) -> usize {
-        let old = |link: &Link| {
-            link.idle_since
-                .is_some_and(|since| now.duration_since(since) >= IDLE)
-        };
         let mut idle = self.lock();
-        idle.retain(|link| !old(link));
+        idle.retain(|link| !link.is_old(now));
         idle.len()
     }
 
@@ -144,6 +150,11 @@ impl Links {
 }
 
 impl Link {
+    fn is_old(&self, now: Instant) -> bool {
+        let idle = |since| now.saturating_duration_since(since);
+        self.idle_since.is_some_and(|since| idle(since) >= IDLE)
+    }
+
     /// Whether the other side has neither closed nor said anything. The look also
     /// takes the waker of the last user off the socket.
     fn is_silent(&self) -> bool {

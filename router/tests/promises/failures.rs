@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, select_all};
 use serde_json::json;
+use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::support::client::{ask, begin, chat};
-use crate::support::router::{in_flight, metric, rows};
-use crate::support::{FakeWorker, Reply, eventually, router};
+use crate::support::client::{Client, ask, begin, chat, request};
+use crate::support::process::Process;
+use crate::support::router::{heard_of_all, in_flight, metric, rows};
+use crate::support::{FakeWorker, Reply, eventually, router, soon};
 
 async fn four() -> [FakeWorker; 4] {
     [
@@ -78,7 +80,11 @@ async fn a_stream_cut_by_a_dead_worker_ends_with_one_error_event() {
 #[tokio::test]
 async fn streams_of_a_killed_worker_end_and_new_ones_go_elsewhere() {
     let workers = [FakeWorker::start().await, FakeWorker::start().await];
-    let router = router(&[&workers[0], &workers[1]]).start().await;
+    let router = router(&[&workers[0], &workers[1]])
+        .with("--poll-interval=60")
+        .start()
+        .await;
+    heard_of_all(&router).await;
     let mut streams = Vec::new();
     for _ in 0..10 {
         streams.push(
@@ -328,7 +334,7 @@ async fn a_hung_worker_is_suspected_by_its_missing_first_bytes() {
     };
     let mut callers = Vec::new();
     eventually("the hung worker owes a first byte", async || {
-        let caller = tokio::spawn(ask(router.address, chat(&json!({}))));
+        let caller = tokio::spawn(ask(router.address, chat(&json!({"stream": true}))));
         callers.push(AbortOnDropHandle::new(caller));
         hung().await["inFlight"].as_u64() > Some(0)
     })
@@ -339,4 +345,117 @@ async fn a_hung_worker_is_suspected_by_its_missing_first_bytes() {
         assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
     }
     assert_eq!(hung().await["inFlight"], owed);
+}
+
+#[tokio::test]
+async fn a_request_stays_with_the_only_worker_though_its_probes_stall() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--poll-timeout=0.1").start().await;
+    let caller = tokio::spawn(ask(router.address, chat(&json!({"gated": true}))));
+    eventually("the request is at the worker", async || worker.hits() == 1).await;
+    worker.leave_probes();
+    eventually("the worker is down", async || {
+        rows(&router).await[0]["state"] == "down"
+    })
+    .await;
+    // Long enough that a request would have left.
+    let probes = worker.probes();
+    eventually("it stays down", async || worker.probes() > probes + 8).await;
+    worker.open_gate(true);
+    assert_eq!(caller.await.unwrap().status, 200);
+    assert_eq!(worker.hits(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_breaks_every_stream_off_rests_longer_and_longer() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    workers[0].break_streams();
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    let started = tokio::time::Instant::now();
+    let mut broken = 0;
+    for _ in 0..60 {
+        let reply = ask(router.address, chat(&json!({"stream": true}))).await;
+        broken += u32::from(reply.text().contains("worker_lost"));
+    }
+    // After the third it rests 1 s, 2 s, 4 s, with one request on trial between.
+    let trials = (started.elapsed().as_secs() + 1).ilog2();
+    assert!((3..=3 + trials).contains(&broken), "{broken} broke off");
+    assert!(metric(&router, "llava_router_ejections_total", "").await >= 1.0);
+}
+
+#[tokio::test]
+async fn what_a_worker_said_is_passed_on_though_the_next_cannot_be_reached() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    let router = router(&[&workers[0], &workers[1]]).start().await;
+    workers[1].kill();
+    eventually("the death is seen", async || {
+        rows(&router).await.iter().any(|row| row["state"] == "down")
+    })
+    .await;
+    for unsized_error in [false, true] {
+        let wish = json!({"status": 429, "unsized_error": unsized_error});
+        let reply = ask(router.address, chat(&wish)).await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.code().as_str()),
+            (429, "wished_429")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_router_that_may_open_no_more_files_blames_no_worker() {
+    const FILES: usize = 48;
+    let worker = FakeWorker::start().await;
+    let router = Process::start_with_files(router(&[&worker]), FILES).await;
+    eventually("it was probed", async || worker.probes() > 0).await;
+    let callers = join_all([(); 2].map(|()| Client::connect(router.address))).await;
+    let idle = join_all([(); FILES].map(|()| TcpStream::connect(router.address))).await;
+    eventually("all files are open", async || {
+        router.files_below(FILES) == FILES
+    })
+    .await;
+    // The probes' connection is there for one of them.
+    let sent = callers
+        .into_iter()
+        .map(|client| Box::pin(client.send(chat(&json!({"gated": true})))));
+    let (refused, _, others) = soon("a refusal", select_all(sent)).await;
+    let refused = refused.unwrap().whole().await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.code().as_str()),
+        (503, "router_overloaded")
+    );
+    drop((idle, others));
+    assert_eq!(ask(router.address, chat(&json!({}))).await.status, 200);
+    let table = ask(router.admin_address, request("GET", "/workers", "")).await;
+    let row = &table.json()["pools"][0]["workers"][0];
+    assert_eq!(
+        (&row["state"], &row["lastError"]),
+        (&json!("good"), &json!(null))
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_come_costs_no_more_than_the_time_of_the_request() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = socket.listen(1).unwrap();
+    let address = full.local_addr().unwrap();
+    let mut queued = Vec::new();
+    let second = Duration::from_secs(1);
+    while let Ok(stream) = tokio::time::timeout(second, TcpStream::connect(address)).await {
+        queued.push(stream.unwrap());
+    }
+    let router = router(&[])
+        .with(&format!("--worker=http://{address}"))
+        .with("--connect-timeout=600")
+        .start()
+        .await;
+    let mut request = chat(&json!({}));
+    let limit = "0.2".parse().unwrap();
+    request.headers_mut().insert("x-request-timeout", limit);
+    let reply = ask(router.address, request).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.code().as_str()),
+        (504, "request_timeout")
+    );
 }

@@ -1,4 +1,4 @@
-//! Callers that leave free what they held, in every phase, within 200 ms.
+//! Callers that leave free what they held at once, in every phase.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::support::client::{Client, begin, body, chat};
 use crate::support::router::{in_flight, metric};
 use crate::support::{FakeWorker, eventually, router};
 
-const LIMIT: Duration = Duration::from_millis(200);
+/// Far less than until any timer would notice, far more than a busy machine may take.
+const LIMIT: Duration = Duration::from_secs(5);
 
 async fn frees_within_limit(what: &str, worker: &FakeWorker, left_before: usize) {
     let since = tokio::time::Instant::now();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::client::{ask, begin, body, chat, request};
-use crate::support::router::{in_flight, metric, rows};
+use crate::support::router::{heard_of_all, in_flight, metric, rows};
 use crate::support::worker::event;
 use crate::support::{FakeWorker, eventually, router};
 
@@ -112,6 +112,53 @@ async fn a_silent_stream_is_kept_alive_by_comments() {
 }
 
 #[tokio::test]
+async fn a_stream_of_known_length_has_room_for_comments() {
+    const BYTES: usize = 40_000;
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--keep-alive=0.1").start().await;
+    for path in ["/v1/chat/completions", "/worker_generate_stream"] {
+        let is_llava = path == "/worker_generate_stream";
+        let wish = json!({"stream": true, "bytes": BYTES, "gap_ms": 350, "sized": true});
+        let reply = ask(router.address, request("POST", path, body(&wish))).await;
+        assert!(reply.whole && !reply.headers.contains_key("content-length"));
+        let last = event(2, BYTES, is_llava);
+        let mut end = last.to_vec();
+        if !is_llava {
+            end.extend_from_slice(b"data: [DONE]\n\n");
+        }
+        assert!(reply.body.ends_with(&end));
+        assert!(reply.body.len() > 3 * last.len() + end.len() - last.len());
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_any_length_ends_a_stream_that_began_in_one_error_event() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--keep-alive=0.1").start().await;
+    for (bytes, unsized_error, code) in [
+        (0, false, "wished_500"),
+        (0, true, "wished_500"),
+        (100_000, false, "worker_error"),
+        (100_000, true, "worker_error"),
+    ] {
+        let wish = json!({
+            "stream": true, "status": 500, "first_ms": 300,
+            "bytes": bytes, "unsized_error": unsized_error
+        });
+        let reply = ask(router.address, chat(&wish)).await;
+        assert_eq!(reply.status, 200);
+        assert!(reply.text().starts_with(": keep-alive\n\n"));
+        let [event] = &reply.events()[..] else {
+            panic!("{}", reply.text());
+        };
+        let event: serde_json::Value = serde_json::from_str(event).unwrap();
+        assert_eq!(event["error"]["code"], code);
+    }
+    let left = metric(&router, "llava_router_caller_aborts_total", "").await;
+    assert!(left == 0.0, "{left} were taken to have left");
+}
+
+#[tokio::test]
 async fn http_2_without_tls_is_understood() {
     let worker = FakeWorker::start().await;
     let router = router(&[&worker]).start().await;
@@ -144,7 +191,11 @@ async fn requests_spread_over_idle_workers() {
         FakeWorker::start().await,
         FakeWorker::start().await,
     ];
-    let router = router(&workers.iter().collect::<Vec<_>>()).start().await;
+    let router = router(&workers.iter().collect::<Vec<_>>())
+        .with("--poll-interval=60")
+        .start()
+        .await;
+    heard_of_all(&router).await;
     let mut streams = Vec::new();
     for _ in 0..12 {
         streams.push(

@@ -9,6 +9,8 @@ use tokio::process::{Child, Command};
 use super::router::Builder;
 use super::soon;
 
+const BINARY: &str = env!("CARGO_BIN_EXE_llava-router");
+
 /// A router's process. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -23,9 +25,22 @@ impl Process {
         Self::start_asking(router.with("--model=m")).await
     }
 
+    /// A router over workers of model `m` that may open so many files.
+    pub(crate) async fn start_with_files(router: Builder, limit: usize) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
+            .arg(BINARY);
+        Self::spawn(command, router.with("--model=m")).await
+    }
+
     /// A router that asks its workers for their models.
     pub(crate) async fn start_asking(router: Builder) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_llava-router"))
+        Self::spawn(Command::new(BINARY), router).await
+    }
+
+    async fn spawn(mut command: Command, router: Builder) -> Self {
+        let mut child = command
             .args(router.flags())
             .arg("--log-format=json")
             .stderr(Stdio::piped())
@@ -83,6 +98,16 @@ impl Process {
             .unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
+    }
+
+    /// Open files with a number below this; it may have inherited others.
+    pub(crate) fn files_below(&self, limit: usize) -> usize {
+        let path = format!("/proc/{}/fd", self.child.id().unwrap());
+        let names = std::fs::read_dir(path).unwrap();
+        let numbers = names.map(|name| name.unwrap().file_name().into_string().unwrap());
+        numbers
+            .filter(|number| number.parse::<usize>().unwrap() < limit)
+            .count()
     }
 
     /// Waits for its end and says whether it ended well.

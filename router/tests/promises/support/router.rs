@@ -80,6 +80,17 @@ pub(crate) async fn rows(router: &Router) -> Vec<Value> {
         .collect()
 }
 
+/// Waits until each worker told its load.
+pub(crate) async fn heard_of_all(router: &Router) {
+    eventually("all workers were heard of", async || {
+        rows(router)
+            .await
+            .iter()
+            .all(|row| row["reported"].is_object())
+    })
+    .await;
+}
+
 /// Requests at workers.
 pub(crate) async fn in_flight(router: &Router) -> u64 {
     rows(router)

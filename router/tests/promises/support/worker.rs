@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -33,6 +34,10 @@ pub(crate) struct Wish {
     pub(crate) status: Option<u16>,
     /// Before the first byte.
     pub(crate) first_ms: u64,
+    /// Send the error's body without saying how long it is.
+    pub(crate) unsized_error: bool,
+    /// Say how long the stream is.
+    pub(crate) sized: bool,
     /// Wait, in the slot, until the gate is open.
     pub(crate) gated: bool,
     /// Events of the stream.
@@ -48,6 +53,10 @@ pub(crate) struct Wish {
     /// Break the connection when the whole request is read.
     pub(crate) vanish: bool,
 }
+
+/// Events of a stream.
+const EVENTS: usize = 3;
+const DONE: &[u8] = b"data: [DONE]\n\n";
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
@@ -71,6 +80,9 @@ pub(crate) struct State {
     lie: Mutex<Option<u32>>,
     draining: AtomicBool,
     turns_away: AtomicBool,
+    breaks_streams: AtomicBool,
+    leaves_probes: AtomicBool,
+    probes: AtomicUsize,
     frozen: watch::Sender<bool>,
     gate: watch::Sender<bool>,
     bodies: Mutex<Vec<Bytes>>,
@@ -104,6 +116,9 @@ impl FakeWorker {
             lie: Mutex::default(),
             draining: AtomicBool::new(false),
             turns_away: AtomicBool::new(false),
+            breaks_streams: AtomicBool::new(false),
+            leaves_probes: AtomicBool::new(false),
+            probes: AtomicUsize::new(0),
             frozen: watch::Sender::new(false),
             gate: watch::Sender::new(false),
             bodies: Mutex::default(),
@@ -152,6 +167,21 @@ impl FakeWorker {
     /// Says 503 to all requests from now on.
     pub(crate) fn turn_away(&self) {
         self.state.turns_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Breaks every stream off after its first event from now on.
+    pub(crate) fn break_streams(&self) {
+        self.state.breaks_streams.store(true, Ordering::Relaxed);
+    }
+
+    /// Leaves questions for its load without an answer from now on.
+    pub(crate) fn leave_probes(&self) {
+        self.state.leaves_probes.store(true, Ordering::Relaxed);
+    }
+
+    /// Questions for its load that came.
+    pub(crate) fn probes(&self) -> usize {
+        self.state.probes.load(Ordering::Relaxed)
     }
 
     /// Requests that came.
@@ -238,10 +268,34 @@ fn full(status: u16, text: String) -> Response<Body> {
     response
 }
 
+fn error(status: u16, wish: &Wish) -> Response<Body> {
+    let filler = "x".repeat(wish.bytes);
+    let response = full(
+        status,
+        format!(
+            r#"{{"error":{{"message":"as wished {filler}","type":"server_error","param":null,"code":"wished_{status}"}}}}"#
+        ),
+    );
+    if !wish.unsized_error {
+        return response;
+    }
+    let (head, body) = response.into_parts();
+    Response::from_parts(
+        head,
+        StreamBody::new(body.into_data_stream().map_ok(Frame::data)).boxed(),
+    )
+}
+
 /// The answer; an error closes the connection without one.
 async fn answer(request: Request<Incoming>, state: Arc<State>) -> std::io::Result<Response<Body>> {
     let mut response = match request.uri().path() {
-        "/v1/load" => full(200, serde_json::to_string(&report(&state)).unwrap()),
+        "/v1/load" => {
+            state.probes.fetch_add(1, Ordering::Relaxed);
+            if state.leaves_probes.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            full(200, serde_json::to_string(&report(&state)).unwrap())
+        }
         "/v1/models" => full(200, r#"{"object":"list","data":[{"id":"m"}]}"#.to_owned()),
         _ => work(request, &state).await?,
     };
@@ -292,12 +346,8 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> std::io::Result
     }
     let turned_away = state.turns_away.load(Ordering::Relaxed).then_some(503);
     if let Some(status) = wish.status.or(turned_away) {
-        return Ok(full(
-            status,
-            format!(
-                r#"{{"error":{{"message":"as wished","type":"server_error","param":null,"code":"wished_{status}"}}}}"#
-            ),
-        ));
+        pause(state, wish.first_ms).await;
+        return Ok(error(status, &wish));
     }
     state.waiting.fetch_add(1, Ordering::Relaxed);
     let mut waits = Waits(state, false);
@@ -327,6 +377,10 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> std::io::Result
     }
     let (sender, receiver) = mpsc::channel(1);
     let state = Arc::clone(state);
+    let length: usize = (0..wish.events.unwrap_or(EVENTS))
+        .map(|number| event(number, wish.bytes, is_llava).len())
+        .sum();
+    let sized = wish.sized;
     tokio::spawn(async move {
         tokio::select! {
             taken = events(&sender, &wish, &state, is_llava) => presence.ended = taken,
@@ -335,6 +389,12 @@ async fn work(request: Request<Incoming>, state: &Arc<State>) -> std::io::Result
         drop(presence);
     });
     let mut response = Response::new(StreamBody::new(Frames(receiver)).boxed());
+    if sized {
+        let done = if is_llava { 0 } else { DONE.len() };
+        response
+            .headers_mut()
+            .insert("content-length", (length + done).into());
+    }
     if !is_llava {
         response
             .headers_mut()
@@ -357,12 +417,14 @@ async fn events(
     state: &State,
     is_llava: bool,
 ) -> bool {
-    let count = wish.events.unwrap_or(3);
+    let count = wish.events.unwrap_or(EVENTS);
+    let breaks = state.breaks_streams.load(Ordering::Relaxed);
+    let die_after = wish.die_after.or(breaks.then_some(1));
     for number in 0..count {
         if number > 0 {
             pause(state, wish.gap_ms).await;
         }
-        if wish.die_after == Some(number) {
+        if die_after == Some(number) {
             if wish.tear {
                 let _ = sender
                     .send(Ok(Frame::data(Bytes::from_static(b"data: {\"torn"))))
@@ -379,7 +441,7 @@ async fn events(
         }
     }
     if !is_llava {
-        let done = Bytes::from_static(b"data: [DONE]\n\n");
+        let done = Bytes::from_static(DONE);
         return sender.send(Ok(Frame::data(done))).await.is_ok();
     }
     true
