@@ -38,7 +38,7 @@ pub struct NativeEngine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 128, max = 1_048_576))]
     pub context_length: Option<i32>,
-    /// Sequences that run at once. Default: as many as fit into memory.
+    /// Sequences that run at once, fewer where the memory of a GPU has no room for as many. Default: 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub max_running_requests: Option<i32>,

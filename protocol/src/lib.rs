@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod header;
+pub mod limit;
 pub mod llava;
 pub mod load;
 pub mod nul;

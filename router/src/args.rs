@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn the_defaults_parse() {
         let args = RouterArgs::parse_from(["llava-router"]);
-        assert_eq!(args.limits.max_body, 32 << 20);
+        assert_eq!(args.limits.max_body, protocol::limit::BODY as u64);
         assert_eq!(args.timeouts.poll_interval, Duration::from_millis(500));
     }
 

@@ -76,7 +76,7 @@ pub enum ImageUrl {
 impl ImageUrl {
     /// The `data:` URI or address.
     #[must_use]
-    pub fn url(&self) -> &str {
+    pub fn into_url(self) -> String {
         match self {
             Self::Bare(url) | Self::Object { url } => url,
         }

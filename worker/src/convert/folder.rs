@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -15,6 +16,8 @@ use crate::weights::Kind;
 
 /// Bytes of weights in one file, as transformers splits them.
 const SHARD: usize = 5_000_000_000;
+/// Letters that tell folders under construction for one place apart.
+const RANDOM: usize = 6;
 
 /// A tensor to write; its bytes are made when their turn comes.
 pub(super) struct Tensor<'a> {
@@ -34,6 +37,8 @@ impl Tensor<'_> {
 pub(super) struct Folder {
     building: tempfile::TempDir,
     out: PathBuf,
+    /// Locked as long as it is built: what nobody holds was left by a process that was killed.
+    _held: File,
 }
 
 impl Folder {
@@ -47,14 +52,27 @@ impl Folder {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        let building = tempfile::Builder::new()
-            .prefix(".converting-")
-            .tempdir_in(parent)
-            .map_err(file_error(parent))?;
-        Ok(Self {
-            building,
-            out: out.to_owned(),
-        })
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!(".converting-{name}-");
+        remove_leftovers(parent, &prefix).map_err(file_error(parent))?;
+        loop {
+            let building = tempfile::Builder::new()
+                .prefix(&prefix)
+                .rand_bytes(RANDOM)
+                .tempdir_in(parent)
+                .map_err(file_error(parent))?;
+            let held = File::open(building.path()).map_err(file_error(parent))?;
+            // Where a file system knows no locks, nothing is taken for left over either.
+            let _ = held.lock();
+            // Another process may have taken it for left over before it was locked.
+            if building.path().is_dir() {
+                return Ok(Self {
+                    building,
+                    out: out.to_owned(),
+                    _held: held,
+                });
+            }
+        }
     }
 
     /// Where `name` goes, its folder made.
@@ -161,6 +179,27 @@ impl Folder {
         let _ = self.building.keep();
         Ok(())
     }
+}
+
+/// Removes what conversions to the same place left that were killed.
+fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        let ours = random.is_some_and(|random| random.len() == RANDOM);
+        if !ours || !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let path = entry.path();
+        // It may go meanwhile, or belong to somebody else: it is no reason not to convert.
+        if let Ok(left) = File::open(&path)
+            && left.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
 }
 
 /// Which file holds each tensor of a model in several files.

@@ -23,8 +23,11 @@ pub(super) fn convert(
 ) -> Result<Vec<Skipped>, ConvertError> {
     let to = Folder::begin(out)?;
     let (mut opened, mut skipped) = (Vec::new(), Vec::new());
+    let mut indices = Vec::new();
     for (name, path) in files(dir)? {
-        if !name.ends_with(".bin") {
+        if name.ends_with(".safetensors.index.json") {
+            indices.push((name, path));
+        } else if !name.ends_with(".bin") {
             if !holds_weights(&name) || name.ends_with(".safetensors") {
                 to.copy(&path, &name)?;
             }
@@ -47,11 +50,18 @@ pub(super) fn convert(
         .collect();
     let total = all.iter().map(|(_, tensors)| bytes(tensors)).sum();
     let meter = Meter::new(total, hear);
+    let is_model = |name: &str| name.starts_with("model");
+    if !all.iter().any(|(name, _)| is_model(name)) {
+        // The model's own files stay as they are, and so does what lists them.
+        for (name, path) in &indices {
+            to.copy(path, name)?;
+        }
+    }
     let mut index = Index::default();
     let mut sharded = false;
     for (name, tensors) in &all {
         to.tensors(name, tensors, &meter)?;
-        if name.starts_with("model") {
+        if is_model(name) {
             index.add(name, tensors);
             sharded |= *name != "model.safetensors";
         }

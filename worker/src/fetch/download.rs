@@ -177,6 +177,10 @@ async fn one_part(
             Err(error) => attempts.again(error).await?,
         }
     }
+    if wanted.checksum.is_none() {
+        // Nothing will tell that a part which is noted never reached the disk.
+        partial.sync()?;
+    }
     partial.note(part)?;
     Ok(length)
 }
@@ -322,6 +326,10 @@ impl Partial {
             at += bytes.len() as u64;
         }
         Ok(at)
+    }
+
+    fn sync(&self) -> Result<(), FetchError> {
+        self.file.sync_data().map_err(write_error(&self.data))
     }
 
     fn note(&self, part: u64) -> Result<(), FetchError> {

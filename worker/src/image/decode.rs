@@ -3,6 +3,7 @@
 //! a decoder says about its own state stays inside.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::error::ImageError as Fault;
 use image::metadata::Orientation;
@@ -63,16 +64,18 @@ pub struct Header {
 /// # Errors
 /// As [`decode`], but damage behind the header goes unseen.
 pub fn read_header(image: &str, bytes: &[u8], limits: &Limits) -> Result<Header, DecodeError> {
-    let mut opened = Opened::new(image, bytes, limits)?;
-    let orientation = opened.orientation();
-    let size = if turns(orientation) {
-        opened.size.turned()
-    } else {
-        opened.size
-    };
-    Ok(Header {
-        size,
-        held: opened.held,
+    at_worst_damaged(image, bytes, || {
+        let mut opened = Opened::new(image, bytes, limits)?;
+        let orientation = opened.orientation();
+        let size = if turns(orientation) {
+            opened.size.turned()
+        } else {
+            opened.size
+        };
+        Ok(Header {
+            size,
+            held: opened.held,
+        })
     })
 }
 
@@ -82,6 +85,26 @@ pub fn read_header(image: &str, bytes: &[u8], limits: &Limits) -> Result<Header,
 /// # Errors
 /// The file exceeds a limit, is damaged, or is in no format that is read here.
 pub fn decode(image: &str, bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
+    at_worst_damaged(image, bytes, || read_whole(image, bytes, limits))
+}
+
+/// What `work` makes of a file. A decoder that panics has met what its authors did not foresee: the log says where,
+/// and the file is as good as damaged.
+fn at_worst_damaged<T>(
+    image: &str,
+    bytes: &[u8],
+    work: impl FnOnce() -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    // What it was at work on is gone with it.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(DecodeError::Damaged {
+            image: image.to_owned(),
+            format: sniff(bytes).map_or("image", name_of),
+        })
+    })
+}
+
+fn read_whole(image: &str, bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     let mut opened = Opened::new(image, bytes, limits)?;
     let (size, format, color) = (opened.size, opened.format, opened.decoder.color_type());
     let damaged = || DecodeError::Damaged {
@@ -274,4 +297,17 @@ fn to_rgb(mut raw: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
     }
     raw.shrink_to_fit();
     Some(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_at_which_a_decoder_panics_is_damaged() {
+        let outcome: Result<(), _> =
+            at_worst_damaged("photo", b"GIF89a", || panic!("a decoder's own mistake"));
+        let error = outcome.unwrap_err().to_string();
+        assert_eq!(error, "photo: the GIF data is damaged or cut short");
+    }
 }

@@ -21,7 +21,7 @@ impl Default for Limits {
     /// more for has to be smaller: 16 bits with alpha, progressive files, lossless WebP.
     fn default() -> Self {
         Self {
-            bytes: 20 << 20,
+            bytes: protocol::limit::BODY,
             side: 16_384,
             pixels: 40_000_000,
             memory: 248 << 20,

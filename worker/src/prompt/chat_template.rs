@@ -18,6 +18,9 @@ const FUEL: u64 = 2_000_000;
 /// First of 256 private-use characters, one for each byte.
 const DISGUISE: u32 = 0x0010_f000;
 
+/// What a template is shown to see whether it prints what users write: a word that none says itself.
+const PROBE: &str = "probe-of-llava-worker";
+
 /// A template that cannot be used, or refuses the messages.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatTemplateError {
@@ -96,11 +99,11 @@ impl ChatTemplate {
             .map_err(ChatTemplateError::Render)
     }
 
-    /// Whether a user's text comes out once, and not as the printed form of a list.
+    /// Whether a user's text comes out once, and not within a content part that is printed as it is.
     fn shows_text(&self) -> Result<bool, Error> {
-        let text = self.run(&[Message::text(Role::User, "probe")])?;
+        let text = self.run(&[Message::text(Role::User, PROBE)])?;
         let shown = recognise(&text).text();
-        Ok(shown.matches("probe").count() == 1 && !shown.contains("type"))
+        Ok(shown.matches(PROBE).count() == 1 && !prints_part(&shown))
     }
 
     fn run(&self, messages: &[Message]) -> Result<String, Error> {
@@ -147,6 +150,14 @@ impl ChatTemplate {
             .collect();
         Value::String(lines.join("\n"))
     }
+}
+
+/// Whether the part of the probe is printed as it is, with quotes and spaces of any kind.
+fn prints_part(shown: &str) -> bool {
+    let bare = shown.chars().filter(|letter| !letter.is_whitespace());
+    let bare: String = bare.map(|c| if c == '\'' { '"' } else { c }).collect();
+    let (kind, text) = (r#""type":"text""#, format!(r#""text":"{PROBE}""#));
+    bare.contains(&format!("{{{kind},{text}}}")) || bare.contains(&format!("{{{text},{kind}}}"))
 }
 
 /// Bytes of all texts in `value`.
@@ -268,6 +279,25 @@ mod tests {
             (rendered.text().as_str(), rendered.images()),
             ("[user]<image>\nwhat?", 1)
         );
+    }
+
+    #[test]
+    fn a_template_that_prints_parts_gets_plain_texts_and_may_say_type_itself() {
+        for (source, form) in [
+            (
+                "Probe the 'type': 'text' of a file with a probe.{{ messages[0]['content'][0]['text'] }}",
+                Form::Parts,
+            ),
+            ("{{ messages[0]['content'] }}", Form::Text),
+            ("{{ messages[0]['content'] | tojson }}", Form::Text),
+            (
+                "{{ messages[0]['content'] | tojson(indent=2) }}",
+                Form::Text,
+            ),
+            ("{{ messages | tojson }} of any type", Form::Text),
+        ] {
+            assert_eq!(template(source).form, form, "{source}");
+        }
     }
 
     #[test]

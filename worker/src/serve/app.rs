@@ -15,6 +15,8 @@ use protocol::header::{LOAD, REQUEST_ID};
 use shell::clock;
 
 use super::arrival::HeadCame;
+use super::body;
+use super::buffers::Buffers;
 use super::gate::Gate;
 use super::images::ImageReader;
 use super::limits::LimitArgs;
@@ -45,6 +47,8 @@ pub(super) struct App {
     pub engine: EngineHandle,
     /// Who may come in.
     pub gate: Gate,
+    /// What all may bring.
+    pub buffers: Buffers,
     /// Where the process stands, and its load.
     pub status: Status,
     /// Counts requests.
@@ -65,13 +69,22 @@ pub(super) fn routes(app: Shared) -> Router {
         .route("/tokenize", post(info::tokenize))
         .route("/worker_generate_stream", post(llava::generate))
         .route("/worker_get_status", post(llava::status))
-        .fallback(async || Refusal::unknown_path())
-        .method_not_allowed_fallback(async || Refusal::wrong_method())
+        .fallback(async |request: Request| unread(request, Refusal::unknown_path()).await)
+        .method_not_allowed_fallback(async |request: Request| {
+            unread(request, Refusal::wrong_method()).await
+        })
         // Bodies are bounded where they are read, by our own limits.
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn(net))
         .layer(from_fn_with_state(Arc::clone(&app), around))
         .with_state(app)
+}
+
+/// Refuses a request whatever its body says.
+async fn unread(request: Request, refusal: Refusal) -> Refusal {
+    let (parts, body) = request.into_parts();
+    body::leave_unread(&parts.headers, body).await;
+    refusal
 }
 
 /// A panic ends its request and nothing else.
@@ -164,7 +177,8 @@ impl App {
     pub(super) fn within_characters(&self, characters: usize, param: &str) -> Result<(), Refusal> {
         let limit = self.limits.max_prompt_characters;
         if characters > limit {
-            let message = format!("{characters} characters of text exceed the limit of {limit}");
+            let message =
+                format!("the text counts {characters} characters, above the limit of {limit}");
             return Err(Refusal::invalid("prompt_too_long", Some(param), message));
         }
         Ok(())

@@ -10,6 +10,7 @@ use shell::clock;
 
 use super::app::App;
 use super::body;
+use super::buffers::Share;
 use super::gate::Ticket;
 use super::refusal::Refusal;
 
@@ -33,6 +34,8 @@ pub(super) struct Received {
     pub ticket: Ticket,
     /// Its whole body.
     pub bytes: Bytes,
+    /// What the body takes of the memory for all; to be kept until what it brings is read.
+    pub share: Share,
     /// When it came.
     pub arrival: Arrival,
 }
@@ -40,16 +43,24 @@ pub(super) struct Received {
 /// Takes a place and reads the body.
 ///
 /// # Errors
-/// 429 or 503 when there is no place, or what is wrong with the body.
+/// 429 or 503 when there is no place or memory, or what is wrong with the body.
 pub(super) async fn receive(app: &App, request: Request) -> Result<Received, Refusal> {
-    let ticket = app.gate.enter()?;
     let (parts, body) = request.into_parts();
-    let bytes = body::read(&parts.headers, body, &app.limits).await?;
+    let ticket = match app.gate.enter() {
+        Ok(ticket) => ticket,
+        Err(refusal) => {
+            body::leave_unread(&parts.headers, body).await;
+            return Err(refusal);
+        }
+    };
+    let mut share = app.buffers.share();
+    let bytes = body::read(&parts.headers, body, &app.limits, &mut share).await?;
     let now = clock::now();
     let head = parts.extensions.get::<HeadCame>();
     Ok(Received {
         ticket,
         bytes,
+        share,
         arrival: Arrival {
             head: head.map_or(now, |head| head.0),
             body: now,

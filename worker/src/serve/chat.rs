@@ -11,6 +11,7 @@ use axum::response::Response;
 use super::app::Shared;
 use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask};
+use super::buffers::Share;
 use super::gate::Ticket;
 use super::images::blocking;
 use super::refusal::Refusal;
@@ -26,24 +27,27 @@ pub(super) async fn handle(
     let Received {
         ticket,
         bytes,
+        share,
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let asked = blocking(move || check::read(&worker, &bytes)).await??;
-    answer(app, asked, arrival, ticket).await
+    answer(app, asked, share, arrival, ticket).await
 }
 
 async fn answer(
     app: Shared,
     asked: Asked,
+    mut share: Share,
     arrival: Arrival,
     ticket: Ticket,
 ) -> Result<Response, Refusal> {
     let mut sources = Vec::with_capacity(asked.images.len());
     for (param, url) in asked.images {
-        sources.push(app.images.fetch(&param, &url).await?);
+        sources.push(app.images.fetch(&param, &url, &mut share).await?);
     }
     let images = app.images.read(sources).await?;
+    drop(share);
     let texts = Arc::clone(&app.texts);
     let messages = asked.messages;
     let prompt = blocking(move || texts.chat(&messages))

@@ -11,7 +11,7 @@ use protocol::openai::{CompletionPrompt, CompletionRequest, Options};
 
 use super::app::{App, Shared};
 use super::arrival::{Arrival, Received, receive};
-use super::ask::{Question, ask};
+use super::ask::{Question, ask, room};
 use super::body;
 use super::images::blocking;
 use super::refusal::Refusal;
@@ -31,10 +31,12 @@ pub(super) async fn handle(
     let Received {
         ticket,
         bytes,
+        share,
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let (question, form) = blocking(move || read(&worker, &bytes, arrival)).await??;
+    drop(share);
     let answers = ask(&app, question, ticket).await?;
     reply(&app, answers, form).await
 }
@@ -94,19 +96,9 @@ fn prompt(app: &App, prompt: CompletionPrompt) -> Result<(String, Prompt), Refus
             _ => return Err(Refusal::value("prompt", "`prompt` must be one text")),
         },
         CompletionPrompt::Tokens(ids) => {
-            if ids.is_empty() || ids.iter().any(|&id| id as usize >= app.vocab) {
-                return Err(Refusal::value(
-                    "prompt",
-                    "`prompt` must hold tokens of the vocabulary",
-                ));
-            }
-            let text = app.texts.decoder().text(&ids);
-            let prompt = Prompt {
-                text: text.clone(),
-                pieces: vec![Piece::Text(ids)],
-                stop: Vec::new(),
-            };
-            return Ok((text, prompt));
+            return tokens(ids, app.context, app.vocab, |ids| {
+                app.texts.decoder().text(ids)
+            });
         }
     };
     app.within_characters(text.chars().count(), "prompt")?;
@@ -118,4 +110,46 @@ fn prompt(app: &App, prompt: CompletionPrompt) -> Result<(String, Prompt), Refus
         return Err(Refusal::value("prompt", "`prompt` is empty"));
     }
     Ok((text, prompt))
+}
+
+/// A prompt of tokens, decoded once it is known to leave room for an answer.
+fn tokens(
+    ids: Vec<u32>,
+    context: usize,
+    vocab: usize,
+    decode: impl FnOnce(&[u32]) -> String,
+) -> Result<(String, Prompt), Refusal> {
+    room(context, ids.len())?;
+    if ids.is_empty() || ids.iter().any(|&id| id as usize >= vocab) {
+        return Err(Refusal::value(
+            "prompt",
+            "`prompt` must hold tokens of the vocabulary",
+        ));
+    }
+    let text = decode(&ids);
+    let prompt = Prompt {
+        text: text.clone(),
+        pieces: vec![Piece::Text(ids)],
+        stop: Vec::new(),
+    };
+    Ok((text, prompt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_beyond_the_context_are_refused_before_they_are_decoded() {
+        let decode = |ids: &[u32]| "x".repeat(ids.len());
+        let (text, prompt) = tokens(vec![1; 9], 10, 5, decode).unwrap();
+        assert_eq!((text.len(), prompt.text_tokens()), (9, 9));
+        let never = |_: &[u32]| unreachable!("too long to be decoded");
+        let refusal = tokens(vec![1; 10], 10, 5, never).unwrap_err();
+        assert_eq!(refusal.code(), "context_length_exceeded");
+        for ids in [vec![], vec![5]] {
+            let refusal = tokens(ids, 10, 5, never).unwrap_err();
+            assert_eq!(refusal.error.param.as_deref(), Some("prompt"));
+        }
+    }
 }

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ask::room;
+use super::buffers::Share;
 use super::limits::LimitArgs;
 use super::refusal::Refusal;
 use super::remote::RemoteImages;
@@ -87,18 +88,24 @@ impl ImageReader {
         }
     }
 
-    /// The bytes behind an image URL of a request.
+    /// The bytes behind an image URL of a request; those that are fetched count in its `share`.
     ///
     /// # Errors
-    /// 400 that names the field.
-    pub(super) async fn fetch(&self, param: &str, url: &str) -> Result<Source, Refusal> {
+    /// 400 that names the field, 503 when there is no memory for what is fetched.
+    pub(super) async fn fetch(
+        &self,
+        param: &str,
+        url: &str,
+        share: &mut Share,
+    ) -> Result<Source, Refusal> {
         let bytes = if let Some(rest) = strip_scheme(url, "data:") {
             data_uri(param, rest)?
         } else if let Some(remote) = &self.remote {
-            remote
-                .fetch(url)
-                .await
-                .map_err(|error| Refusal::invalid(error.code(), Some(param), error.to_string()))?
+            let fetched = remote.fetch(url, share).await;
+            fetched.map_err(|error| match error.code() {
+                Some(code) => Refusal::invalid(code, Some(param), error.to_string()),
+                None => Refusal::buffers_full(),
+            })?
         } else {
             return Err(Refusal::invalid(
                 "remote_images_disabled",

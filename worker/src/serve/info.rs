@@ -67,6 +67,7 @@ pub(super) async fn tokenize(
     let Received {
         ticket: _ticket,
         bytes,
+        share: _share,
         ..
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);

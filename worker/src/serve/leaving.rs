@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::app::{App, routes};
+use super::buffers::Buffers;
 use super::connection::{self, ConnectionLimits};
 use super::gate::Gate;
 use super::images::ImageReader;
@@ -75,6 +76,7 @@ impl Server {
             images: ImageReader::demo(&limits),
             engine: setup.engine.clone(),
             gate: gate.clone(),
+            buffers: Buffers::new(limits.max_buffered),
             status: Status::default(),
             metrics: HttpMetrics::default(),
             limits,

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::app::{App, routes};
 use super::args::ServeArgs;
+use super::buffers::Buffers;
 use super::connection::{self, ConnectionLimits};
 use super::gate::Gate;
 use super::lease::{self, LeaseIdentity, MissingVariable};
@@ -191,6 +192,7 @@ impl Life {
             images: parts.images,
             engine: engine.clone(),
             gate,
+            buffers: Buffers::new(self.args.limits.max_buffered),
             status: self.status.clone(),
             metrics: self.http_metrics.clone(),
         };

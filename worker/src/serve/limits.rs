@@ -12,10 +12,14 @@ use crate::image;
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
     /// Longest body in bytes (413 `body_too_large`)
-    #[arg(long, default_value_t = 20 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = protocol::limit::BODY, value_name = "BYTES")]
     pub max_body_bytes: usize,
 
-    /// Characters of text in one request, before tokenising (400 `prompt_too_long`)
+    /// Bytes of request bodies and fetched images that are held at once, until they are read (503 `buffers_full`)
+    #[arg(long, default_value_t = 512 << 20, value_name = "BYTES")]
+    pub max_buffered: usize,
+
+    /// Characters of text in one request, before tokenising; each message and each part counts 16 more (400 `prompt_too_long`)
     #[arg(long, default_value_t = 262_144, value_name = "CHARACTERS")]
     pub max_prompt_characters: usize,
 

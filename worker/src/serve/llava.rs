@@ -80,11 +80,13 @@ async fn try_generate(app: Shared, request: Request) -> Result<Response, Refusal
     let Received {
         ticket,
         bytes,
+        share,
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let (request, sources) = blocking(move || read(&worker, &bytes)).await??;
     let images = app.images.read(sources).await?;
+    drop(share);
     let worker = Arc::clone(&app);
     let (text, count) = (request.prompt.clone(), images.len());
     let prompt = blocking(move || worker.texts.rendered(&text, count))

@@ -6,6 +6,7 @@ mod args;
 mod arrival;
 mod ask;
 mod body;
+mod buffers;
 mod chat;
 mod completions;
 mod connection;

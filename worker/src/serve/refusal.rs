@@ -104,6 +104,18 @@ impl Refusal {
         .retry_in(Duration::from_secs(1))
     }
 
+    /// Other requests hold all the bytes that may be held.
+    #[must_use]
+    pub(super) fn buffers_full() -> Self {
+        let message = "this worker holds as many request bytes as it may";
+        Self::of(ApiError::new(
+            ErrorKind::ServiceUnavailableError,
+            "buffers_full",
+            message,
+        ))
+        .retry_in(Duration::from_secs(1))
+    }
+
     /// The worker is stopping.
     #[must_use]
     pub(super) fn draining() -> Self {

@@ -15,6 +15,7 @@ use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{Client, Url};
 
 use super::addresses::is_public;
+use super::buffers::Share;
 
 const REDIRECTS: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,16 +83,20 @@ pub(super) enum RemoteError {
     /// The image is larger than allowed.
     #[error("the remote image is too large")]
     TooLarge,
+    /// There is no memory for it now.
+    #[error("this server holds as many request bytes as it may")]
+    Full,
 }
 
 impl RemoteError {
-    /// The error code of the API.
+    /// The error code of the API; `None` where the request is not at fault.
     #[must_use]
-    pub(super) fn code(self) -> &'static str {
+    pub(super) fn code(self) -> Option<&'static str> {
         match self {
-            Self::Forbidden => "image_url_forbidden",
-            Self::Failed => "image_fetch_failed",
-            Self::TooLarge => "image_file_too_large",
+            Self::Forbidden => Some("image_url_forbidden"),
+            Self::Failed => Some("image_fetch_failed"),
+            Self::TooLarge => Some("image_file_too_large"),
+            Self::Full => None,
         }
     }
 }
@@ -108,17 +113,17 @@ impl RemoteImages {
         })
     }
 
-    /// The bytes of the image at `url`.
+    /// The bytes of the image at `url`, counted in `share`.
     ///
     /// # Errors
     /// See [`RemoteError`].
-    pub(super) async fn fetch(&self, url: &str) -> Result<Bytes, RemoteError> {
-        tokio::time::timeout(self.network.timeout, self.follow(url))
+    pub(super) async fn fetch(&self, url: &str, share: &mut Share) -> Result<Bytes, RemoteError> {
+        tokio::time::timeout(self.network.timeout, self.follow(url, share))
             .await
             .unwrap_or(Err(RemoteError::Failed))
     }
 
-    async fn follow(&self, url: &str) -> Result<Bytes, RemoteError> {
+    async fn follow(&self, url: &str, share: &mut Share) -> Result<Bytes, RemoteError> {
         let mut url = self.check(url)?;
         for _ in 0..=REDIRECTS {
             let response = self.get(&url).await?;
@@ -132,7 +137,7 @@ impl RemoteImages {
                 url = self.check(to.as_str())?;
                 continue;
             }
-            return self.take(response).await;
+            return self.take(response, share).await;
         }
         Err(RemoteError::Failed)
     }
@@ -183,7 +188,11 @@ impl RemoteImages {
             .map_err(|_| RemoteError::Failed)
     }
 
-    async fn take(&self, mut response: reqwest::Response) -> Result<Bytes, RemoteError> {
+    async fn take(
+        &self,
+        mut response: reqwest::Response,
+        share: &mut Share,
+    ) -> Result<Bytes, RemoteError> {
         let image = response
             .headers()
             .get(CONTENT_TYPE)
@@ -197,6 +206,7 @@ impl RemoteImages {
             if bytes.len() + chunk.len() > self.max_bytes {
                 return Err(RemoteError::TooLarge);
             }
+            share.grow(chunk.len()).map_err(|_| RemoteError::Full)?;
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes.freeze())
@@ -213,9 +223,14 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::serve::buffers::Buffers;
 
     fn images() -> RemoteImages {
         RemoteImages::new(&["images.example.com".to_owned()], 1000).unwrap()
+    }
+
+    fn share() -> Share {
+        Buffers::new(2000).share()
     }
 
     #[test]
@@ -258,7 +273,7 @@ mod tests {
     async fn a_listed_name_with_a_private_address_is_not_dialled() {
         let local = RemoteImages::new(&["localhost".to_owned()], 1000).unwrap();
         assert_eq!(
-            local.fetch("https://localhost/x.png").await,
+            local.fetch("https://localhost/x.png", &mut share()).await,
             Err(RemoteError::Forbidden)
         );
         assert!(RemoteImages::new(&[], 1000).is_none());
@@ -336,7 +351,7 @@ mod tests {
         let images = served().await;
         let get = async |path: &str| {
             images
-                .fetch(&format!("http://images.example.com/{path}"))
+                .fetch(&format!("http://images.example.com/{path}"), &mut share())
                 .await
         };
         assert_eq!(get("image").await.unwrap(), "pixels");
@@ -357,12 +372,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_fetched_counts_in_the_memory_of_all_requests() {
+        shell::tls::install_provider();
+        let images = served().await;
+        let buffers = Buffers::new(1005);
+        let (mut first, mut second) = (buffers.share(), buffers.share());
+        let small = "http://images.example.com/image";
+        let large = "http://images.example.com/most";
+        assert_eq!(images.fetch(small, &mut first).await.unwrap(), "pixels");
+        assert_eq!(
+            images.fetch(large, &mut second).await,
+            Err(RemoteError::Full)
+        );
+        drop((first, second));
+        let fetched = images.fetch(large, &mut buffers.share()).await;
+        assert_eq!(fetched.unwrap().len(), 1000);
+    }
+
+    #[tokio::test]
     async fn redirects_are_followed_a_few_times_and_each_is_checked_as_the_first() {
         shell::tls::install_provider();
         let images = served().await;
         let get = async |path: &str| {
             images
-                .fetch(&format!("http://images.example.com/{path}"))
+                .fetch(&format!("http://images.example.com/{path}"), &mut share())
                 .await
         };
         assert_eq!(get("moved").await.unwrap(), "pixels");

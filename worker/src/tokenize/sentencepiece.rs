@@ -14,6 +14,9 @@ use super::files::SpecialTokens;
 pub(super) const SPACE: &str = "\u{2581}";
 /// Most pieces that a model may have.
 const MOST_PIECES: usize = 1 << 20;
+/// Longest piece in bytes; what every split of it takes grows with the square. Models are trained with pieces of 16
+/// characters at most, runs of spaces and special tokens have some dozens.
+const LONGEST_PIECE: usize = 256;
 
 /// A SentencePiece model that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +256,11 @@ fn piece_of(bytes: &[u8]) -> Result<Entry, SentencePieceError> {
     let mut reader = Reader::new(bytes);
     while let Some((field, value)) = reader.field()? {
         match (field, value) {
+            (1, Field::Bytes(text)) if text.len() > LONGEST_PIECE => {
+                return Err(SentencePieceError::Unsupported {
+                    what: "a piece of more than 256 bytes",
+                });
+            }
             (1, Field::Bytes(text)) => {
                 entry.text = std::str::from_utf8(text)
                     .map_err(|error| SentencePieceError::Damaged {
@@ -350,6 +358,28 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A model of BPE that keeps spaces, with one piece of so many bytes.
+    fn model(length: usize) -> Vec<u8> {
+        let field = |number: u8, bytes: &[u8]| {
+            let length = [bytes.len() as u8 | 0x80, (bytes.len() >> 7) as u8];
+            [&[number << 3 | 2], &length[..], bytes].concat()
+        };
+        let piece = field(1, &vec![b'a'; length]);
+        [
+            field(1, &piece),
+            field(2, &[3 << 3, 2]),
+            field(3, &[4 << 3, 0]),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_piece_that_would_take_for_ever_to_split_is_refused() {
+        assert_eq!(SentencePiece::parse(&model(256)).unwrap().pieces.len(), 1);
+        let error = SentencePiece::parse(&model(257)).unwrap_err().to_string();
+        assert!(error.contains("a piece of more than 256 bytes"), "{error}");
+    }
 
     proptest! {
         #[test]

@@ -42,7 +42,7 @@ impl Adapter {
             path: path.clone(),
             problem,
         };
-        let scale = scale(&dir.join("adapter_config.json"))?;
+        let (rank, scale) = rank_and_scale(&dir.join("adapter_config.json"))?;
         if !path.is_file() && dir.join("adapter_model.bin").is_file() {
             return Err(WeightsError::Pickle {
                 file: dir.join("adapter_model.bin"),
@@ -85,6 +85,13 @@ impl Adapter {
                     entry.shape
                 )));
             };
+            let inner = if down { rows } else { columns };
+            if inner != rank {
+                return Err(wrong(format!(
+                    "tensor `{name}` has shape {:?}, of rank {inner}, but `r` of adapter_config.json is {rank}",
+                    entry.shape
+                )));
+            }
             let values =
                 super::floats(&bytes[entry.bytes.clone()], entry.kind).ok_or_else(|| {
                     WeightsError::Kind {
@@ -174,7 +181,8 @@ fn module(name: &str) -> &str {
     name.strip_prefix("base_model.model.").unwrap_or(name)
 }
 
-fn scale(path: &Path) -> Result<f32, WeightsError> {
+/// What `adapter_config.json` says of all pairs: their inner size, 1 or more, and what their products are multiplied by.
+fn rank_and_scale(path: &Path) -> Result<(usize, f32), WeightsError> {
     let wrong = |problem: String| WeightsError::Adapter {
         path: path.to_owned(),
         problem,
@@ -193,8 +201,50 @@ fn scale(path: &Path) -> Result<f32, WeightsError> {
             "`use_dora` is true, which is not supported".to_owned(),
         ));
     }
-    let rank = fields.count("r", 8).map_err(config)? as f64;
+    let rank = fields.count("r", 8).map_err(config)?;
     let alpha = fields.positive("lora_alpha", 8.0).map_err(config)?;
     let root = fields.flag("use_rslora", false).map_err(config)?;
-    Ok((alpha / if root { rank.sqrt() } else { rank }) as f32)
+    let divisor = if root {
+        (rank as f64).sqrt()
+    } else {
+        rank as f64
+    };
+    Ok((rank, (alpha / divisor) as f32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::{Dtype, TensorView};
+
+    /// An adapter of one product of 3 inputs and 2 outputs with this inner size.
+    fn open(rank: usize) -> Result<Adapter, WeightsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = r#"{"r": 4, "lora_alpha": 8}"#;
+        std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+        let zeros = vec![0; 4 * 3 * rank];
+        let view = |shape: [usize; 2]| {
+            let bytes = &zeros[..4 * shape[0] * shape[1]];
+            TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap()
+        };
+        let product = "base_model.model.model.layers.0.self_attn.q_proj";
+        let tensors = [
+            (format!("{product}.lora_A.weight"), view([rank, 3])),
+            (format!("{product}.lora_B.weight"), view([2, rank])),
+        ];
+        let path = dir.path().join("adapter_model.safetensors");
+        safetensors::serialize_to_file(tensors, None, &path).unwrap();
+        Adapter::open(dir.path())
+    }
+
+    #[test]
+    fn matrices_of_another_rank_than_their_configuration_says_are_refused() {
+        assert_eq!(open(4).unwrap().pairs.len(), 1);
+        for rank in [0, 2, 5] {
+            let error = open(rank).unwrap_err().to_string();
+            for words in ["lora_", &format!("of rank {rank},"), "`r`", "is 4"] {
+                assert!(error.contains(words), "{error}");
+            }
+        }
+    }
 }

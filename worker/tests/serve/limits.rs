@@ -47,7 +47,7 @@ async fn each_limit_on_a_request_has_its_own_code_and_is_met_exactly() {
         "--max-images",
         "2",
         "--max-prompt-characters",
-        "300",
+        "316",
         "--max-body-bytes",
         "40000",
         "--max-answers",
@@ -63,6 +63,11 @@ async fn each_limit_on_a_request_has_its_own_code_and_is_met_exactly() {
         let mut body = ask_about(1, "x", 1);
         let picture = body["messages"][0]["content"][0].clone();
         body["messages"][0]["content"] = json!(vec![picture; n]);
+        body
+    };
+    let parts = |n: usize| {
+        let mut body = ask("", 1);
+        body["messages"][0]["content"] = json!(vec![json!({"type": "text", "text": ""}); n]);
         body
     };
     for (what, fits, too_much, status, code) in [
@@ -85,6 +90,13 @@ async fn each_limit_on_a_request_has_its_own_code_and_is_met_exactly() {
             "characters",
             ask(&"x".repeat(300), 1),
             ask(&"x".repeat(301), 1),
+            400,
+            "prompt_too_long",
+        ),
+        (
+            "parts without text",
+            parts(18),
+            parts(19),
             400,
             "prompt_too_long",
         ),
@@ -115,6 +127,34 @@ async fn each_limit_on_a_request_has_its_own_code_and_is_met_exactly() {
     let answer: Value = serde_json::from_slice(&answer).unwrap();
     assert_eq!(answer["usage"]["completion_tokens"], 7);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn messages_count_though_they_say_nothing() {
+    let worker = Worker::start(&[]).await;
+    let mut many = ask("", 1);
+    let message = many["messages"][0].clone();
+    many["messages"] = json!(vec![message; 16_385]);
+    let expected = (400, "prompt_too_long".to_owned());
+    assert_eq!(refusal(&worker, &many).await, expected);
+}
+
+#[tokio::test]
+async fn bodies_beyond_what_all_may_bring_are_told_to_come_back() {
+    let worker = Worker::start(&["--max-buffered", "100000"]).await;
+    let body = ask(&"x".repeat(100_000), 1).to_string();
+    let request = worker.post("/v1/chat/completions").body(body);
+    let full = request.send().await.unwrap();
+    assert_eq!(full.status(), 503);
+    assert_eq!(full.headers()["retry-after"], "1");
+    let answer: Value = serde_json::from_slice(&full.bytes().await.unwrap()).unwrap();
+    assert_eq!(answer["error"]["code"], "buffers_full");
+    // What was read of it is given back, and so is what was answered.
+    for _ in 0..3 {
+        let answer = worker.chat(&ask(&"x".repeat(60_000), 1)).await;
+        assert_eq!(answer.status(), 400, "too long for the context alone");
+    }
+    assert_eq!(worker.chat(&ask("x", 1)).await.status(), 200);
 }
 
 #[tokio::test]

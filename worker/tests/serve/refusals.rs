@@ -2,6 +2,8 @@
 
 use futures::future::join_all;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::troubles;
 use crate::worker::{Worker, ask, base64};
@@ -148,6 +150,34 @@ async fn what_is_too_much_is_told_to_come_back() {
         "{good} answered, {refused} refused"
     );
     worker.at_rest().await;
+}
+
+/// The status that a client reads which sends its whole body of spaces first.
+async fn status_after_all(worker: &Worker, path: &str, bytes: usize) -> String {
+    let mut stream = TcpStream::connect(worker.api).await.unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {bytes}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; bytes]).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+#[tokio::test]
+async fn who_sends_a_large_body_first_reads_why_it_was_refused_unread() {
+    let flags = ["--max-running-requests", "1", "--max-queue-length", "0"];
+    let worker = Worker::start(&[&flags[..], &["--max-body-bytes", "1000000"]].concat()).await;
+    // More than the system's buffers take for a program that does not read.
+    let large = 20 << 20;
+    let chat = "/v1/chat/completions";
+    assert_eq!(status_after_all(&worker, chat, large).await, "413");
+    assert_eq!(status_after_all(&worker, "/nowhere", large).await, "404");
+    assert_eq!(status_after_all(&worker, "/v1/models", large).await, "405");
+    let mut long = ask("go on", 1800);
+    long["stream"] = json!(true);
+    let mut stream = worker.chat(&long).await;
+    stream.chunk().await.unwrap();
+    assert_eq!(status_after_all(&worker, chat, large).await, "429");
 }
 
 #[tokio::test]

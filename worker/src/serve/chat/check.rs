@@ -10,6 +10,10 @@ use crate::serve::body;
 use crate::serve::refusal::Refusal;
 use crate::serve::sampling::{self, Generation, MAX_TOP_LOGPROBS};
 
+/// Characters that a message or a part counts beside its text: it costs templates and tokenizers that much, however
+/// little it says.
+const CHARACTERS_EACH: usize = 16;
+
 /// A chat, checked.
 pub(super) struct Asked {
     /// The name to answer with.
@@ -142,6 +146,7 @@ impl Conversation {
                 return Err(Refusal::value(&format!("messages[{index}].role"), message));
             }
         };
+        self.characters += CHARACTERS_EACH;
         let content = match content {
             None => Content::Text(String::new()),
             Some(ChatContent::Text(text)) => {
@@ -163,6 +168,7 @@ impl Conversation {
     }
 
     fn part(&mut self, at: &str, part: ChatPart) -> Result<Part, Refusal> {
+        self.characters += CHARACTERS_EACH;
         match (part.kind.as_str(), part.text, part.image_url) {
             ("text", Some(text), _) => {
                 self.characters += text.chars().count();
@@ -174,7 +180,7 @@ impl Conversation {
             )),
             ("image_url", _, Some(image)) => {
                 self.images
-                    .push((format!("{at}.image_url"), image.url().to_owned()));
+                    .push((format!("{at}.image_url"), image.into_url()));
                 Ok(Part::Image)
             }
             ("image_url", _, None) => Err(Refusal::value(

@@ -119,6 +119,57 @@ fn a_call_in_a_pickle_is_not_made_and_the_tensors_beside_it_survive() {
 }
 
 #[test]
+fn the_list_of_safe_shards_stays_where_only_a_file_beside_them_is_pickled() {
+    let place = tempfile::tempdir().unwrap();
+    let from = place.path().join("checkpoint");
+    fs::create_dir(&from).unwrap();
+    let shard = "model-00001-of-00001.safetensors";
+    let index = "model.safetensors.index.json";
+    fs::copy(fixture("expected.safetensors"), from.join(shard)).unwrap();
+    fs::write(from.join(index), "{}").unwrap();
+    fs::write(from.join("pytorch_model.bin.index.json"), "{}").unwrap();
+    let pickle = fixture("legacy/pytorch_model.bin");
+    fs::copy(&pickle, from.join("mm_projector.bin")).unwrap();
+    let out = place.path().join("converted");
+    convert(&from, &out);
+    for name in [shard, index, "mm_projector.safetensors"] {
+        assert!(out.join(name).is_file(), "{name}");
+    }
+    assert!(!out.join("pytorch_model.bin.index.json").exists());
+    // The model itself is pickled: the list would be of other files.
+    fs::copy(&pickle, from.join("pytorch_model.bin")).unwrap();
+    let out = place.path().join("again");
+    convert(&from, &out);
+    assert!(!out.join(index).exists());
+}
+
+#[test]
+fn what_a_killed_conversion_left_is_removed_by_the_next_and_what_is_in_use_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let path = place.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("model.safetensors"), "half").unwrap();
+        path
+    };
+    let left = folder(".converting-out-aB3dE9");
+    let in_use = folder(".converting-out-f0Qz71");
+    let held = fs::File::open(&in_use).unwrap();
+    held.lock().unwrap();
+    let others = [
+        folder(".converting-other-aB3dE9"),
+        folder(".converting-out-of-hand-aB3dE9"),
+        folder("out-aB3dE9"),
+    ];
+    convert(&fixture("legacy"), &place.path().join("out"));
+    assert!(!left.exists());
+    assert!(in_use.join("model.safetensors").is_file());
+    for other in others {
+        assert!(other.join("model.safetensors").is_file(), "{other:?}");
+    }
+}
+
+#[test]
 fn an_existing_folder_is_never_written_over() {
     let place = tempfile::tempdir().unwrap();
     let error = pickles_to_safetensors(&fixture("checkpoint"), place.path(), &|_| ()).unwrap_err();
