@@ -16,6 +16,9 @@ use crate::request::intake::IntakeError;
 /// The longest `Retry-After`; OpenAI's SDKs give up above 120 s.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// What ends a request for which a router that goes down has no more time.
+pub(crate) const DRAINING: &str = "draining";
+
 /// A refused request.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
@@ -173,6 +176,19 @@ impl Refusal {
             "the model is starting and too many requests wait for it; try again later",
             Duration::from_secs(10),
         )
+    }
+
+    /// The router goes down, and has no more time for those who still wait.
+    pub(crate) fn draining() -> Self {
+        let mut refusal = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::ServiceUnavailableError,
+            DRAINING,
+            "this router is going down; send the request again",
+        )
+        .later(Duration::from_secs(1));
+        refusal.close = true;
+        refusal
     }
 
     /// The model's first worker did not come in time.

@@ -22,6 +22,7 @@ use crate::api::workers;
 use crate::args::RouterArgs;
 use crate::dispatch::fleet::Fleet;
 use crate::dispatch::pool::Rules;
+use crate::end::End;
 use crate::metrics::Meter;
 use crate::metrics::collect::Everything;
 use crate::metrics::meter::Count;
@@ -36,6 +37,9 @@ use crate::trace::{Tracing, TracingError};
 
 /// Between two looks whether the last stream has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// For what is cut to take its last bytes. Short beside the margin that the chart leaves
+/// between the drain's limit and the end of the Pod's grace period.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// A running router. Dropping it ends everything at once.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ pub struct Router {
     serving: Condition,
     settle: Duration,
     drain_timeout: Duration,
-    stop_accepting: CancellationToken,
+    stop_accepting: End,
     _tasks: Vec<Task>,
 }
 
@@ -118,7 +122,7 @@ impl Router {
             tasks.extend(fix_table(&args, worker_key, publish)?);
         }
         let connections = Connections::default();
-        let stop_accepting = CancellationToken::new();
+        let stop_accepting = End::default();
         tasks.push(keep(server::serve(
             listener,
             Arc::clone(&gate),
@@ -162,24 +166,27 @@ impl Router {
 
     /// Goes down without breaking a stream: not ready at once, but accepting for
     /// a while, because it takes a moment until nobody is sent here any more;
-    /// then refusing connections and finishing streams.
+    /// then refusing connections and finishing streams. What is left at the end of its
+    /// time is told so, and cut.
     pub async fn drain(self) {
         self.gate.draining.store(true, Ordering::Relaxed);
         self.serving.set(false);
         let settle = self.settle.min(self.drain_timeout / 2);
         tokio::time::sleep(settle).await;
-        self.stop_accepting.cancel();
-        let streams_end = async {
+        self.stop_accepting.come();
+        let streams_end = async || {
             while self.connections.count() > 0 {
                 tokio::time::sleep(LOOK).await;
             }
         };
         let left = self.drain_timeout.saturating_sub(settle);
-        if tokio::time::timeout(left, streams_end).await.is_err() {
+        if tokio::time::timeout(left, streams_end()).await.is_err() {
             tracing::warn!(
-                streams = self.connections.count(),
+                connections = self.connections.count(),
                 "cut at the drain timeout"
             );
+            self.gate.over.come();
+            let _ = tokio::time::timeout(FLUSH, streams_end()).await;
         }
         if let Some(tracing) = &self.gate.tracing {
             tracing.clone().finish().await;
@@ -221,6 +228,7 @@ fn gate(args: &RouterArgs, fleet: Arc<Fleet>) -> Result<Gate, StartError> {
         meter: Meter::default(),
         buffers_full: Count::default(),
         draining: AtomicBool::new(false),
+        over: End::default(),
     })
 }
 

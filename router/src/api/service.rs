@@ -15,6 +15,7 @@ use crate::api::keys::Keys;
 use crate::api::{llava, models, page};
 use crate::args::{Limits, Timeouts};
 use crate::dispatch::fleet::{Directory, Fleet};
+use crate::end::End;
 use crate::metrics::Meter;
 use crate::metrics::meter::{Count, Phase};
 use crate::proxy::attempt::Job;
@@ -57,6 +58,8 @@ pub(crate) struct Gate {
     pub(crate) buffers_full: Count,
     /// Whether the router is going down.
     pub(crate) draining: AtomicBool,
+    /// When it has no more time.
+    pub(crate) over: End,
 }
 
 /// Where a path leads.
@@ -219,6 +222,7 @@ impl Gate {
             started,
             deadline,
             timeouts: Arc::clone(&self.timeouts),
+            over: self.over.clone(),
         };
         let framing = match (is_llava, facts.stream) {
             (true, _) => Framing::Nul,
@@ -257,8 +261,14 @@ impl Gate {
         patience: Patience,
     ) -> Result<(Payload, Facts), Refusal> {
         let leaving = Leaving(Some(&self.meter));
-        let taken = take_in(headers, body, &self.budget, max, patience).await;
+        let mut over = self.over.wait();
+        let taken = tokio::select! {
+            biased;
+            taken = take_in(headers, body, &self.budget, max, patience) => Some(taken),
+            () = over.over() => None,
+        };
         leaving.stayed();
+        let taken = taken.ok_or_else(Refusal::draining)?;
         taken.map_err(|error| {
             match error {
                 IntakeError::Aborted => self.meter.caller_aborts.up(Phase::Body),

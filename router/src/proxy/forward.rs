@@ -32,7 +32,12 @@ pub(crate) async fn forward(
         phase: Phase::Queued,
         arrived: false,
     };
-    let result = attempts(&job, tokens, &mut journey).await;
+    let mut over = job.over.wait();
+    let result = tokio::select! {
+        biased;
+        result = attempts(&job, tokens, &mut journey) => result,
+        () = over.over() => Err(Refusal::draining()),
+    };
     journey.arrived = true;
     let status = match &result {
         Ok(response) => response.status(),
@@ -212,6 +217,7 @@ mod tests {
     use super::*;
     use crate::args::{Dispatch, RouterArgs};
     use crate::dispatch::pool::Rules;
+    use crate::end::End;
     use crate::request::intake::Payload;
 
     fn pool() -> Arc<Pool> {
@@ -239,6 +245,7 @@ mod tests {
             started,
             deadline: started + timeouts.request_timeout,
             timeouts: Arc::new(timeouts),
+            over: End::default(),
         }
     }
 

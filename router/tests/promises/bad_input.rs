@@ -239,13 +239,43 @@ async fn a_connection_that_says_nothing_is_closed() {
         .with("--header-timeout=0.2")
         .start()
         .await;
-    let mut stream = TcpStream::connect(router.address).await.unwrap();
-    let mut rest = Vec::new();
-    soon("the close", stream.read_to_end(&mut rest))
-        .await
-        .unwrap();
-    assert!(rest.is_empty());
+    for said in SAYS_NOTHING {
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut rest = Vec::new();
+        // A reset, where bytes were left unread.
+        let _ = soon("the close", stream.read_to_end(&mut rest)).await;
+        let is_http2 = said.len() >= SAYS_NOTHING[2].len();
+        assert_eq!(rest.is_empty(), !is_http2, "{rest:?}");
+    }
 }
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_holds_up_no_drain() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut open = Vec::new();
+    for said in SAYS_NOTHING {
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        open.push(stream);
+    }
+    eventually("all are open", async || {
+        let connections = metric(&router, "llava_router_connections", "").await;
+        connections as usize == SAYS_NOTHING.len()
+    })
+    .await;
+    soon("the drain", router.drain()).await;
+}
+
+/// Nothing, and no more than that it is HTTP/2: a part of its preface, all of it, and an
+/// empty frame of settings after it.
+const SAYS_NOTHING: [&[u8]; 4] = [
+    b"",
+    b"PRI ",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+];
 
 async fn first_line(stream: &mut TcpStream) -> String {
     let mut seen = Vec::new();
