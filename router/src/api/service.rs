@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
 use http::{HeaderName, Method, Request, Response};
 use hyper::body::Incoming;
 use protocol::header as ours;
@@ -14,7 +15,7 @@ use protocol::header as ours;
 use crate::api::keys::Keys;
 use crate::api::{llava, models, page};
 use crate::args::{Limits, Timeouts};
-use crate::dispatch::fleet::{Directory, Fleet};
+use crate::dispatch::fleet::Fleet;
 use crate::end::End;
 use crate::metrics::Meter;
 use crate::metrics::meter::{Count, Phase};
@@ -26,13 +27,15 @@ use crate::proxy::headers;
 use crate::proxy::held::{Held, Work};
 use crate::refusal::Refusal;
 use crate::request::facts::Facts;
-use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::request::intake::{Budget, IntakeError, Payload, take_in, throw_away};
 use crate::request::patience::Patience;
 use crate::server::Api;
 use crate::trace::Tracing;
 
 /// The largest body of the small endpoints.
 const SMALL_BODY: u64 = 64 * 1024;
+/// The largest body that is read though nothing depends on it, from whomever.
+const UNWANTED_BODY: u64 = 8 << 20;
 const JSON: &str = "application/json";
 
 /// What every request needs.
@@ -65,11 +68,16 @@ pub(crate) struct Gate {
 /// Where a path leads.
 enum Route<'a> {
     Forward { is_llava: bool },
+    LlavaAddress,
+    Told(Told<'a>),
+}
+
+/// What the router says by itself, whatever the body is.
+enum Told<'a> {
     Models,
     Model(&'a str),
     LlavaStatus,
     LlavaModels,
-    LlavaAddress,
     LlavaRefresh,
     Gone(&'static str),
 }
@@ -81,15 +89,15 @@ impl<'a> Route<'a> {
                 (Self::Forward { is_llava: false }, "POST")
             }
             "/worker_generate_stream" => (Self::Forward { is_llava: true }, "POST"),
-            "/v1/models" => (Self::Models, "GET"),
-            "/worker_get_status" => (Self::LlavaStatus, "POST"),
-            "/list_models" => (Self::LlavaModels, "POST"),
+            "/v1/models" => (Self::Told(Told::Models), "GET"),
+            "/worker_get_status" => (Self::Told(Told::LlavaStatus), "POST"),
+            "/list_models" => (Self::Told(Told::LlavaModels), "POST"),
             "/get_worker_address" => (Self::LlavaAddress, "POST"),
-            "/refresh_all_workers" => (Self::LlavaRefresh, "POST"),
-            "/register_worker" => (Self::Gone(llava::REGISTER_GONE), "POST"),
-            "/receive_heart_beat" => (Self::Gone(llava::HEART_BEAT_GONE), "POST"),
+            "/refresh_all_workers" => (Self::Told(Told::LlavaRefresh), "POST"),
+            "/register_worker" => (Self::Told(Told::Gone(llava::REGISTER_GONE)), "POST"),
+            "/receive_heart_beat" => (Self::Told(Told::Gone(llava::HEART_BEAT_GONE)), "POST"),
             _ => match path.strip_prefix("/v1/models/") {
-                Some(id) => (Self::Model(id), "GET"),
+                Some(id) => (Self::Told(Told::Model(id)), "GET"),
                 None => return Err(Refusal::unknown_path()),
             },
         };
@@ -130,32 +138,19 @@ impl Gate {
         {
             return file;
         }
-        if self
-            .keys
-            .as_ref()
-            .is_some_and(|keys| !keys.admit(&head.headers))
-        {
-            return self.refuse(Refusal::wrong_key());
-        }
-        let route = match Route::of(&head.method, head.uri.path()) {
-            Ok(route) => route,
-            Err(refusal) => return self.refuse(refusal),
-        };
-        let directory = self.fleet.directory();
-        let answer = match route {
-            Route::Forward { is_llava } => {
+        let answer = match self.route(&head) {
+            Ok(Route::Forward { is_llava }) => {
                 return self.forward(head, body, is_llava, id).await;
             }
-            Route::Models => Ok(models::list(&directory)),
-            Route::Model(id) => {
-                let id = percent_decoded(id);
-                models::one(&directory, &id).ok_or_else(|| Refusal::unknown_model(&id))
+            Ok(Route::LlavaAddress) => self.llava_address(&head.headers, body).await,
+            Ok(Route::Told(what)) => {
+                self.throw_away(&head.headers, body).await;
+                self.told(&what)
             }
-            Route::LlavaStatus => Ok(llava::status(&directory)),
-            Route::LlavaModels => Ok(llava::list_models(&directory)),
-            Route::LlavaAddress => self.llava_address(&head.headers, body, &directory).await,
-            Route::LlavaRefresh => Ok(Bytes::from_static(b"null")),
-            Route::Gone(message) => Err(Refusal::gone(message)),
+            Err(refusal) => {
+                self.throw_away(&head.headers, body).await;
+                Err(refusal)
+            }
         };
         match answer {
             Ok(json) => {
@@ -169,9 +164,39 @@ impl Gate {
         }
     }
 
+    /// Where an admitted request leads.
+    fn route<'a>(&self, head: &'a Parts) -> Result<Route<'a>, Refusal> {
+        let keys = self.keys.as_ref();
+        if keys.is_some_and(|keys| !keys.admit(&head.headers)) {
+            return Err(Refusal::wrong_key());
+        }
+        Route::of(&head.method, head.uri.path())
+    }
+
+    /// Reads what nothing depends on, so that its caller comes to read the answer.
+    async fn throw_away(&self, headers: &HeaderMap, body: Incoming) {
+        let patience = self.patience(self.timeouts.body_timeout, shell::clock::now());
+        throw_away(headers, body, UNWANTED_BODY, patience).await;
+    }
+
+    fn told(&self, what: &Told<'_>) -> Result<Bytes, Refusal> {
+        let directory = self.fleet.directory();
+        match *what {
+            Told::Models => Ok(models::list(&directory)),
+            Told::Model(id) => {
+                let id = percent_decoded(id);
+                models::one(&directory, &id).ok_or_else(|| Refusal::unknown_model(&id))
+            }
+            Told::LlavaStatus => Ok(llava::status(&directory)),
+            Told::LlavaModels => Ok(llava::list_models(&directory)),
+            Told::LlavaRefresh => Ok(Bytes::from_static(b"null")),
+            Told::Gone(message) => Err(Refusal::gone(message)),
+        }
+    }
+
     async fn forward(
         &self,
-        mut head: http::request::Parts,
+        mut head: Parts,
         body: Incoming,
         is_llava: bool,
         id: &HeaderValue,
@@ -279,12 +304,7 @@ impl Gate {
         })
     }
 
-    async fn llava_address(
-        &self,
-        headers: &HeaderMap,
-        body: Incoming,
-        directory: &Directory,
-    ) -> Result<Bytes, Refusal> {
+    async fn llava_address(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Refusal> {
         let patience = self.patience(self.timeouts.request_timeout, shell::clock::now());
         let (payload, facts) = self.take_in(headers, body, SMALL_BODY, patience).await?;
         drop(payload);
@@ -292,7 +312,7 @@ impl Gate {
         let host = headers
             .get(header::HOST)
             .and_then(|host| host.to_str().ok());
-        Ok(llava::address(directory, host, &model))
+        Ok(llava::address(&self.fleet.directory(), host, &model))
     }
 
     fn refuse(&self, refusal: Refusal) -> Response<Body> {

@@ -19,8 +19,8 @@ use crate::turn;
 /// Smaller pieces are copied together, so that a body sent byte by byte does not
 /// cost a piece of bookkeeping each.
 const SMALL: usize = 4096;
-/// How much of a body that is too large is read and thrown away, so that the
-/// client, still sending, comes to read the refusal.
+/// How much is read and thrown away of a body that is not kept, too large as it is or as
+/// the router is full.
 const DISCARD: u64 = 64 << 20;
 
 /// The bytes of all bodies held at once, and their limit.
@@ -114,16 +114,32 @@ pub(crate) async fn take_in(
     let mut waiting = patience.begin(shell::clock::now());
     if body.size_hint().lower() > max {
         if !headers.contains_key(http::header::EXPECT) {
-            discard(&mut body, &mut waiting).await;
+            discard(&mut body, DISCARD, &mut waiting).await;
         }
         return Err(IntakeError::TooLarge { max });
     }
     let read = read(&mut body, budget, max, &mut waiting).await;
-    if let Err(IntakeError::TooLarge { .. } | IntakeError::Malformed(_)) = &read {
-        discard(&mut body, &mut waiting).await;
+    if let Err(
+        IntakeError::TooLarge { .. } | IntakeError::BuffersFull | IntakeError::Malformed(_),
+    ) = &read
+    {
+        discard(&mut body, DISCARD, &mut waiting).await;
     }
     let (payload, reader) = read?;
     Ok((payload, reader.finish()?))
+}
+
+/// Reads a body that nobody wants and throws it away, if it is not longer than `max`.
+pub(crate) async fn throw_away(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    max: u64,
+    patience: Patience,
+) {
+    if body.size_hint().lower() <= max && !headers.contains_key(http::header::EXPECT) {
+        let mut waiting = patience.begin(shell::clock::now());
+        discard(&mut body, max, &mut waiting).await;
+    }
 }
 
 /// Reads as long as there is hope; after an error nothing of the body is held any more.
@@ -185,8 +201,10 @@ async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes
     Ok(Some(data))
 }
 
-async fn discard(body: &mut Incoming, waiting: &mut Waiting) {
-    let mut left = DISCARD;
+/// A connection that is closed with bytes unread is reset, and its caller, still sending,
+/// would not come to read the answer.
+async fn discard(body: &mut Incoming, max: u64, waiting: &mut Waiting) {
+    let mut left = max;
     while let Ok(Some(data)) = data(body, waiting).await {
         match left.checked_sub(data.len() as u64) {
             Some(rest) => left = rest,

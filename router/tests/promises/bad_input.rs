@@ -268,6 +268,33 @@ async fn a_connection_that_says_nothing_holds_up_no_drain() {
     soon("the drain", router.drain()).await;
 }
 
+#[tokio::test]
+async fn who_writes_all_before_reading_comes_to_read_why_it_is_refused() {
+    let worker = FakeWorker::start().await;
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    let keyless = format!("--api-keys={}", keys.path().display());
+    for (flag, path, status) in [
+        (keyless.as_str(), "/v1/chat/completions", 401),
+        ("--no-page", "/v1/embeddings", 404),
+        ("--no-page", "/v1/models", 405),
+        ("--no-page", "/register_worker", 410),
+        ("--max-buffered=64KiB", "/v1/chat/completions", 503),
+    ] {
+        let router = router(&[&worker]).with(flag).start().await;
+        let text = body(&json!({"filler": "x".repeat(5 << 20)}));
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let line = first_line(&mut stream).await;
+        assert!(line.contains(&format!(" {status} ")), "{line}");
+    }
+    assert_eq!(worker.hits(), 0);
+}
+
 /// Nothing, and no more than that it is HTTP/2: a part of its preface, all of it, and an
 /// empty frame of settings after it.
 const SAYS_NOTHING: [&[u8]; 4] = [
