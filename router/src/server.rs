@@ -41,7 +41,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const MAX_HEADERS: usize = 100;
 /// One read of a body. More at once would leave the cache before the fact reader
 /// has seen it, and waste more of each buffer that a read does not fill.
-const MAX_READ: usize = 64 * 1024;
+pub(crate) const MAX_READ: usize = 64 * 1024;
 
 /// What a connection may do.
 #[derive(Clone, Copy, Debug)]
