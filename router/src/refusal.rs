@@ -9,7 +9,7 @@ use protocol::error::{ApiError, ErrorKind};
 use protocol::header as ours;
 use protocol::llava::Code;
 
-use crate::metrics::meter::ShedReason;
+use crate::metrics::meter::{CALLER_LEFT, ShedReason};
 use crate::proxy::body::Body;
 use crate::request::intake::IntakeError;
 
@@ -130,10 +130,16 @@ impl Refusal {
                 ErrorKind::InvalidRequestError,
                 "body_timeout",
             ),
+            // Nobody is there to read it; it is for the counts.
             IntakeError::Aborted => (
-                StatusCode::BAD_REQUEST,
+                StatusCode::from_u16(CALLER_LEFT).unwrap_or(StatusCode::BAD_REQUEST),
                 ErrorKind::InvalidRequestError,
                 "body_aborted",
+            ),
+            IntakeError::Misframed => (
+                StatusCode::BAD_REQUEST,
+                ErrorKind::InvalidRequestError,
+                "body_misframed",
             ),
             IntakeError::Malformed(_) => (
                 StatusCode::BAD_REQUEST,

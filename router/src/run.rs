@@ -226,6 +226,7 @@ fn gate(args: &RouterArgs, fleet: Arc<Fleet>) -> Result<Gate, StartError> {
             .map(Tracing::start)
             .transpose()?,
         meter: Meter::default(),
+        left_early: Count::default(),
         buffers_full: Count::default(),
         draining: AtomicBool::new(false),
         over: End::default(),

@@ -18,7 +18,7 @@ use crate::args::{Limits, Timeouts};
 use crate::dispatch::fleet::Fleet;
 use crate::end::End;
 use crate::metrics::Meter;
-use crate::metrics::meter::{Count, Phase};
+use crate::metrics::meter::{CALLER_LEFT, Count};
 use crate::proxy::attempt::Job;
 use crate::proxy::body::Body;
 use crate::proxy::cut::Framing;
@@ -57,6 +57,8 @@ pub(crate) struct Gate {
     pub(crate) page: bool,
     /// Requests that reach no pool.
     pub(crate) meter: Meter,
+    /// Callers that left while their body came; their model is not read yet.
+    pub(crate) left_early: Count,
     /// Requests refused because too many bytes were held; their model is not read yet.
     pub(crate) buffers_full: Count,
     /// Whether the router is going down.
@@ -285,7 +287,7 @@ impl Gate {
         max: u64,
         patience: Patience,
     ) -> Result<(Payload, Facts), Refusal> {
-        let leaving = Leaving(Some(&self.meter));
+        let leaving = Leaving(Some(self));
         let mut over = self.over.wait();
         let taken = tokio::select! {
             biased;
@@ -296,7 +298,7 @@ impl Gate {
         let taken = taken.ok_or_else(Refusal::draining)?;
         taken.map_err(|error| {
             match error {
-                IntakeError::Aborted => self.meter.caller_aborts.up(Phase::Body),
+                IntakeError::Aborted => self.left_early.up(),
                 IntakeError::BuffersFull => self.buffers_full.up(),
                 _ => {}
             }
@@ -322,7 +324,7 @@ impl Gate {
 }
 
 /// Notes a caller that leaves while its body is being taken in.
-struct Leaving<'a>(Option<&'a Meter>);
+struct Leaving<'a>(Option<&'a Gate>);
 
 impl Leaving<'_> {
     fn stayed(mut self) {
@@ -332,8 +334,9 @@ impl Leaving<'_> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        if let Some(meter) = self.0 {
-            meter.caller_aborts.up(Phase::Body);
+        if let Some(gate) = self.0 {
+            gate.left_early.up();
+            gate.meter.answered(CALLER_LEFT);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::dispatch::admission::{Ask, Entry, Shed};
 use crate::dispatch::member::Worker;
 use crate::dispatch::pool::Pool;
 use crate::dispatch::reservation::Reservation;
-use crate::metrics::meter::{Phase, RetryOutcome, RetryReason, ShedReason};
+use crate::metrics::meter::{CALLER_LEFT, Phase, RetryOutcome, RetryReason, ShedReason};
 use crate::proxy::attempt::{Job, Outcome, attempt};
 use crate::proxy::body::Body;
 use crate::refusal::Refusal;
@@ -204,7 +204,7 @@ impl Drop for Journey<'_> {
     fn drop(&mut self) {
         if !self.arrived {
             self.pool.meter.caller_aborts.up(self.phase);
-            self.pool.meter.answered(499);
+            self.pool.meter.answered(CALLER_LEFT);
         }
     }
 }

@@ -2,6 +2,8 @@
 //! limit of all, read by the fact reader as it arrives, kept as it came so that
 //! a retry can send the same bytes.
 
+use std::error::Error as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +69,9 @@ pub(crate) enum IntakeError {
     /// The client broke off.
     #[error("the body broke off")]
     Aborted,
+    /// What came is no part of a body.
+    #[error("the chunks of the body are malformed")]
+    Misframed,
     /// Not JSON.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -218,13 +223,26 @@ async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes
     let Some(frame) = next.await? else {
         return Ok(None);
     };
-    let frame = frame.map_err(|_| IntakeError::Aborted)?;
+    let frame = frame.map_err(|error| match is_misframed(&error) {
+        true => IntakeError::Misframed,
+        false => IntakeError::Aborted,
+    })?;
     let data = frame.into_data().unwrap_or_default();
     waiting.came(data.len() as u64);
     if !body.is_end_stream() {
         turn::came();
     }
     Ok(Some(data))
+}
+
+fn is_misframed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+        )
+    })
 }
 
 /// A connection that is closed with bytes unread is reset, and its caller, still sending,

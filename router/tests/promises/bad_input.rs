@@ -295,6 +295,18 @@ async fn who_writes_all_before_reading_comes_to_read_why_it_is_refused() {
     assert_eq!(worker.hits(), 0);
 }
 
+#[tokio::test]
+async fn chunks_that_are_none_are_the_callers_fault_and_nobody_is_taken_to_have_left() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    let text = "POST /v1/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nx";
+    stream.write_all(text.as_bytes()).await.unwrap();
+    assert!(first_line(&mut stream).await.contains(" 400 "));
+    let left = metric(&router, "llava_router_caller_aborts_outside_total", "").await;
+    assert_eq!((left, worker.hits()), (0.0, 0));
+}
+
 /// Nothing, and no more than that it is HTTP/2: a part of its preface, all of it, and an
 /// empty frame of settings after it.
 const SAYS_NOTHING: [&[u8]; 4] = [
