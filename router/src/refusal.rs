@@ -197,6 +197,15 @@ impl Refusal {
         refusal
     }
 
+    /// The bodies of those that wait for the model are as large as they may be.
+    pub(crate) fn bytes_full(retry_after: Duration) -> Self {
+        Self::unavailable(
+            ShedReason::BytesFull,
+            "the requests that wait for this model hold as many bytes as they may; try again later",
+            retry_after,
+        )
+    }
+
     /// The model's first worker did not come in time.
     pub(crate) fn no_worker() -> Self {
         Self::unavailable(

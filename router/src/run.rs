@@ -202,6 +202,7 @@ fn fleet(args: &RouterArgs, worker_key: Option<HeaderValue>) -> Fleet {
         default_slots: args.limits.default_slots,
         max_queued: args.limits.max_queued,
         max_held: args.limits.max_held,
+        max_waiting_bytes: args.limits.max_waiting_bytes(),
         warm_up: args.timeouts.warm_up,
         poll_interval: args.timeouts.poll_interval,
     };

@@ -27,6 +27,8 @@ const FRESH: Duration = Duration::from_secs(3);
 pub(super) struct State {
     pub(super) members: Vec<Member>,
     pub(super) room: Room,
+    /// Of the bodies of those that wait.
+    pub(super) waiting_bytes: u64,
     pub(super) usual: UsualSize,
     pub(super) retries: RetryBudget,
     pub(super) replicas: Replicas,
@@ -78,6 +80,7 @@ impl Default for State {
         Self {
             members: Vec::new(),
             room: Room::default(),
+            waiting_bytes: 0,
             usual: UsualSize::default(),
             retries: RetryBudget::default(),
             replicas: Replicas::default(),

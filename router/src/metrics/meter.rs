@@ -44,7 +44,7 @@ pub(crate) struct Meter {
     /// Ejections of workers.
     pub(crate) ejections: Count,
     /// Refused requests by cause.
-    pub(crate) sheds: PerReason<ShedReason, 4>,
+    pub(crate) sheds: PerReason<ShedReason, 5>,
     /// Callers that left, by phase.
     pub(crate) caller_aborts: PerReason<Phase, 3>,
     /// Workers that broke off a stream.
@@ -147,6 +147,8 @@ reasons! {
         QueueTimeout => "queue_timeout",
         /// Too many wait for a first worker.
         HoldFull => "hold_full",
+        /// The bodies of those that wait are as large as they may be.
+        BytesFull => "waiting_bytes_full",
         /// No worker came in time.
         NoWorker => "no_worker",
     }

@@ -106,6 +106,7 @@ async fn slot(
     let left = job.deadline.saturating_duration_since(now);
     let ask = Ask {
         tokens,
+        bytes: job.payload.len(),
         tried: tried.to_vec(),
         patience: left.min(job.timeouts.queue_timeout),
     };
@@ -118,6 +119,10 @@ async fn slot(
         Entry::Refused(Shed::Exhausted) => return Ok(None),
         Entry::Refused(Shed::Gone) => return Err(Refusal::unknown_model(&job.model)),
         Entry::Refused(Shed::HoldFull) => return shed(ShedReason::HoldFull, Refusal::hold_full()),
+        Entry::Refused(Shed::BytesFull) => {
+            let refusal = Refusal::bytes_full(pool.expected_wait());
+            return shed(ShedReason::BytesFull, refusal);
+        }
         Entry::Refused(Shed::Busy { retry_after }) => {
             return shed(ShedReason::QueueFull, Refusal::busy(retry_after));
         }
@@ -226,6 +231,7 @@ mod tests {
             default_slots: 1,
             max_queued: 9,
             max_held: 9,
+            max_waiting_bytes: 9,
             warm_up: Duration::from_secs(10),
             poll_interval: Duration::from_secs(1),
         };
