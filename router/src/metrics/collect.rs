@@ -201,6 +201,12 @@ impl Collector for Everything {
             "Callers that left while their body came, before it said which model they want",
             self.gate.left_early.get(),
         )?;
+        let keys = self.gate.keys.as_ref();
+        sheet.counter(
+            "api_key_file_errors",
+            "Looks at the file of API keys that left those known so far valid",
+            keys.map_or(0, |keys| keys.errors.get()),
+        )?;
         sheet.gauge(
             "connections",
             "Open connections of clients",
