@@ -230,7 +230,7 @@ async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes
     let data = frame.into_data().unwrap_or_default();
     waiting.came(data.len() as u64);
     if !body.is_end_stream() {
-        turn::came();
+        turn::came(data.len());
     }
     Ok(Some(data))
 }
