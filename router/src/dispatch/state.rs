@@ -61,6 +61,8 @@ pub(crate) struct WorkerView {
     pub(crate) worker: Arc<Worker>,
     /// How much it is trusted; `None` when it takes no new requests.
     pub(crate) preference: Option<Preference>,
+    /// Whether it rested and is to show with one request that it is well.
+    pub(crate) on_trial: bool,
     /// Its estimated queue.
     pub(crate) queue: Queue,
     /// What it has of ours.
@@ -219,6 +221,7 @@ impl State {
             WorkerView {
                 worker: Arc::clone(&member.worker),
                 preference: candidate.map(|candidate| candidate.preference),
+                on_trial: member.health.standing(now) == Standing::Trial,
                 queue: candidate.map_or_else(
                     || self.queue(member, reports_count, now),
                     |candidate| candidate.queue,
