@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::routing::get;
 use http::HeaderValue;
-use kube::Client;
+use kube::{Client, Config};
 use prometheus_client::registry::Registry;
 use shell::readiness::{Condition, Readiness};
 use tokio::sync::watch;
@@ -40,6 +40,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// For what is cut to take its last bytes. Short beside the margin that the chart leaves
 /// between the drain's limit and the end of the Pod's grace period.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// Of the API server in the middle of an answer.
+const SILENCE: Duration = Duration::from_secs(310);
 
 /// A running router. Dropping it ends everything at once.
 #[derive(Debug)]
@@ -241,7 +244,7 @@ async fn watch_cluster(
     fleet: &Arc<Fleet>,
     discovery: &Arc<Discovery>,
 ) -> Result<Vec<Task>, StartError> {
-    let client = Client::try_default().await.map_err(Box::new)?;
+    let client = client().await.map_err(Box::new)?;
     let identity = Identity::from_env();
     let own_namespace = identity.as_ref().map(|identity| identity.namespace.clone());
     let scope = Scope {
@@ -259,6 +262,15 @@ async fn watch_cluster(
         ),
     }
     Ok(tasks)
+}
+
+/// With a limit on silence: a list that is never answered would leave the table as it is for
+/// ever. Watches are silent too, but for less: they end themselves after 295 s at the most.
+async fn client() -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
 }
 
 /// Makes the table of the workers on the command line.
