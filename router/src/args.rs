@@ -91,6 +91,10 @@ pub struct Limits {
     #[arg(long, default_value = "512MiB", value_parser = bytes, value_name = "BYTES")]
     pub max_buffered: u64,
 
+    /// Largest sum of the bodies of requests that wait for one model; a quarter of --max-buffered when absent
+    #[arg(long, value_parser = bytes, value_name = "BYTES")]
+    pub max_waiting: Option<u64>,
+
     /// Open client connections
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub max_connections: usize,
@@ -170,6 +174,13 @@ pub struct Timeouts {
     /// From SIGTERM until streams that still run are cut
     #[arg(long, default_value = "300", value_parser = seconds, value_name = "SECONDS")]
     pub drain_timeout: Duration,
+}
+
+impl Limits {
+    /// One model without workers leaves room for the others.
+    pub(crate) fn max_waiting_bytes(&self) -> u64 {
+        self.max_waiting.unwrap_or(self.max_buffered / 4)
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

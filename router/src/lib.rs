@@ -11,6 +11,8 @@ pub mod ask;
 pub mod cli;
 mod conn;
 mod dispatch;
+mod end;
+mod http2;
 mod metrics;
 mod probe;
 mod proxy;

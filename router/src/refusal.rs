@@ -9,12 +9,15 @@ use protocol::error::{ApiError, ErrorKind};
 use protocol::header as ours;
 use protocol::llava::Code;
 
-use crate::metrics::meter::ShedReason;
+use crate::metrics::meter::{CALLER_LEFT, ShedReason};
 use crate::proxy::body::Body;
 use crate::request::intake::IntakeError;
 
 /// The longest `Retry-After`; OpenAI's SDKs give up above 120 s.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// What ends a request for which a router that goes down has no more time.
+pub(crate) const DRAINING: &str = "draining";
 
 /// A refused request.
 #[derive(Clone, Debug)]
@@ -127,10 +130,16 @@ impl Refusal {
                 ErrorKind::InvalidRequestError,
                 "body_timeout",
             ),
+            // Nobody is there to read it; it is for the counts.
             IntakeError::Aborted => (
-                StatusCode::BAD_REQUEST,
+                StatusCode::from_u16(CALLER_LEFT).unwrap_or(StatusCode::BAD_REQUEST),
                 ErrorKind::InvalidRequestError,
                 "body_aborted",
+            ),
+            IntakeError::Misframed => (
+                StatusCode::BAD_REQUEST,
+                ErrorKind::InvalidRequestError,
+                "body_misframed",
             ),
             IntakeError::Malformed(_) => (
                 StatusCode::BAD_REQUEST,
@@ -172,6 +181,28 @@ impl Refusal {
             ShedReason::HoldFull,
             "the model is starting and too many requests wait for it; try again later",
             Duration::from_secs(10),
+        )
+    }
+
+    /// The router goes down, and has no more time for those who still wait.
+    pub(crate) fn draining() -> Self {
+        let mut refusal = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::ServiceUnavailableError,
+            DRAINING,
+            "this router is going down; send the request again",
+        )
+        .later(Duration::from_secs(1));
+        refusal.close = true;
+        refusal
+    }
+
+    /// The bodies of those that wait for the model are as large as they may be.
+    pub(crate) fn bytes_full(retry_after: Duration) -> Self {
+        Self::unavailable(
+            ShedReason::BytesFull,
+            "the requests that wait for this model hold as many bytes as they may; try again later",
+            retry_after,
         )
     }
 

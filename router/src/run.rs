@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::routing::get;
 use http::HeaderValue;
-use kube::Client;
+use kube::{Client, Config};
 use prometheus_client::registry::Registry;
 use shell::readiness::{Condition, Readiness};
 use tokio::sync::watch;
@@ -22,6 +22,7 @@ use crate::api::workers;
 use crate::args::RouterArgs;
 use crate::dispatch::fleet::Fleet;
 use crate::dispatch::pool::Rules;
+use crate::end::End;
 use crate::metrics::Meter;
 use crate::metrics::collect::Everything;
 use crate::metrics::meter::Count;
@@ -36,6 +37,12 @@ use crate::trace::{Tracing, TracingError};
 
 /// Between two looks whether the last stream has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// For what is cut to take its last bytes. Short beside the margin that the chart leaves
+/// between the drain's limit and the end of the Pod's grace period.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Of the API server in the middle of an answer.
+const SILENCE: Duration = Duration::from_secs(310);
 
 /// A running router. Dropping it ends everything at once.
 #[derive(Debug)]
@@ -49,7 +56,7 @@ pub struct Router {
     serving: Condition,
     settle: Duration,
     drain_timeout: Duration,
-    stop_accepting: CancellationToken,
+    stop_accepting: End,
     _tasks: Vec<Task>,
 }
 
@@ -118,7 +125,7 @@ impl Router {
             tasks.extend(fix_table(&args, worker_key, publish)?);
         }
         let connections = Connections::default();
-        let stop_accepting = CancellationToken::new();
+        let stop_accepting = End::default();
         tasks.push(keep(server::serve(
             listener,
             Arc::clone(&gate),
@@ -162,24 +169,27 @@ impl Router {
 
     /// Goes down without breaking a stream: not ready at once, but accepting for
     /// a while, because it takes a moment until nobody is sent here any more;
-    /// then refusing connections and finishing streams.
+    /// then refusing connections and finishing streams. What is left at the end of its
+    /// time is told so, and cut.
     pub async fn drain(self) {
         self.gate.draining.store(true, Ordering::Relaxed);
         self.serving.set(false);
         let settle = self.settle.min(self.drain_timeout / 2);
         tokio::time::sleep(settle).await;
-        self.stop_accepting.cancel();
-        let streams_end = async {
+        self.stop_accepting.come();
+        let streams_end = async || {
             while self.connections.count() > 0 {
                 tokio::time::sleep(LOOK).await;
             }
         };
         let left = self.drain_timeout.saturating_sub(settle);
-        if tokio::time::timeout(left, streams_end).await.is_err() {
+        if tokio::time::timeout(left, streams_end()).await.is_err() {
             tracing::warn!(
-                streams = self.connections.count(),
+                connections = self.connections.count(),
                 "cut at the drain timeout"
             );
+            self.gate.over.come();
+            let _ = tokio::time::timeout(FLUSH, streams_end()).await;
         }
         if let Some(tracing) = &self.gate.tracing {
             tracing.clone().finish().await;
@@ -195,6 +205,7 @@ fn fleet(args: &RouterArgs, worker_key: Option<HeaderValue>) -> Fleet {
         default_slots: args.limits.default_slots,
         max_queued: args.limits.max_queued,
         max_held: args.limits.max_held,
+        max_waiting_bytes: args.limits.max_waiting_bytes(),
         warm_up: args.timeouts.warm_up,
         poll_interval: args.timeouts.poll_interval,
     };
@@ -219,8 +230,10 @@ fn gate(args: &RouterArgs, fleet: Arc<Fleet>) -> Result<Gate, StartError> {
             .map(Tracing::start)
             .transpose()?,
         meter: Meter::default(),
+        left_early: Count::default(),
         buffers_full: Count::default(),
         draining: AtomicBool::new(false),
+        over: End::default(),
     })
 }
 
@@ -231,7 +244,7 @@ async fn watch_cluster(
     fleet: &Arc<Fleet>,
     discovery: &Arc<Discovery>,
 ) -> Result<Vec<Task>, StartError> {
-    let client = Client::try_default().await.map_err(Box::new)?;
+    let client = client().await.map_err(Box::new)?;
     let identity = Identity::from_env();
     let own_namespace = identity.as_ref().map(|identity| identity.namespace.clone());
     let scope = Scope {
@@ -249,6 +262,15 @@ async fn watch_cluster(
         ),
     }
     Ok(tasks)
+}
+
+/// With a limit on silence: a list that is never answered would leave the table as it is for
+/// ever. Watches are silent too, but for less: they end themselves after 295 s at the most.
+async fn client() -> kube::Result<Client> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
 }
 
 /// Makes the table of the workers on the command line.

@@ -2,9 +2,9 @@
 //! hyper leaves open, a bound on connections, and a drain that finishes streams.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::conn::Conn;
+use crate::end::{End, Wait};
+use crate::http2;
 use crate::proxy::body::Body;
 use crate::turn;
 use crate::untaken::{Watched, drive};
@@ -30,26 +30,26 @@ const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 152\r\n\r\n\
     {\"error\":{\"message\":\"The head of the request did not come in time; send it at once.\",\
     \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"head_timeout\"}}";
-/// The first bytes of HTTP/2 with prior knowledge; no method of HTTP/1 begins so.
-const PREFACE: &[u8] = b"PRI ";
-/// Between two looks at a connection that sent less than the preface's length.
+/// The first bytes of HTTP/2 with prior knowledge; no request of HTTP/1 begins so. hyper
+/// waits for them without a limit, so that they are there before it is asked.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// From the first look at a connection that sent only a part of them to the second; each
+/// further pause is twice as long.
 const SNIFF: Duration = Duration::from_millis(5);
 /// After an error that has to do with the process, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const MAX_HEADERS: usize = 100;
-const MAX_STREAMS: u32 = 200;
-const MAX_HEADER_LIST: u32 = 64 * 1024;
 /// One read of a body. More at once would leave the cache before the fact reader
 /// has seen it, and waste more of each buffer that a read does not fill.
-const MAX_READ: usize = 64 * 1024;
-const PING: Duration = Duration::from_secs(20);
+pub(crate) const MAX_READ: usize = 64 * 1024;
 
 /// What a connection may do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionLimits {
     /// Connections at once.
     pub(crate) connections: usize,
-    /// For the head of a request, and between two requests.
+    /// For the head of a request, and between two requests; for a connection of HTTP/2,
+    /// without any stream.
     pub(crate) header: Duration,
     /// For a caller to take bytes.
     pub(crate) write: Duration,
@@ -84,16 +84,17 @@ pub(crate) async fn serve<A: Api>(
     api: A,
     limits: ConnectionLimits,
     connections: Connections,
-    stop: CancellationToken,
+    stop: End,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
+    let mut stopped = stop.wait();
     loop {
         let place = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stopped.over() => return,
             Ok(place) = Arc::clone(&places).acquire_owned() => place,
         };
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stopped.over() => return,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -128,18 +129,14 @@ impl Drop for Open {
     }
 }
 
-async fn connection<A: Api>(
-    stream: TcpStream,
-    api: A,
-    limits: ConnectionLimits,
-    stop: CancellationToken,
-) {
+async fn connection<A: Api>(stream: TcpStream, api: A, limits: ConnectionLimits, stop: End) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let mut stopped = stop.wait();
     let is_h2 = tokio::select! {
         is_h2 = tokio::time::timeout(limits.header, speaks_h2(&stream)) => is_h2,
-        () = stop.cancelled() => return,
+        () = stopped.over() => return,
     };
     let Ok(is_h2) = is_h2 else {
         return;
@@ -148,9 +145,9 @@ async fn connection<A: Api>(
     let service = Answering(api);
     if is_h2 {
         // Its state is large; connections of HTTP/1 are not to carry room for it.
-        Box::pin(speak_http2(conn, service, limits.write, stop)).await;
+        Box::pin(http2::speak(conn, service, limits, stopped)).await;
     } else {
-        speak_http1(conn, service, limits.header, stop).await;
+        speak_http1(conn, service, limits.header, stopped).await;
     }
 }
 
@@ -160,7 +157,7 @@ async fn speak_http1<A: Api>(
     conn: Conn,
     service: Answering<A>,
     patience: Duration,
-    stop: CancellationToken,
+    mut stopped: Wait,
 ) {
     let mut serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -168,11 +165,12 @@ async fn speak_http1<A: Api>(
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_READ)
         .serve_connection(conn, service);
-    let mut ending = Ending::new(stop);
+    let mut ending = false;
     // How long bytes may wait at all, the connection itself sees to.
     let turn = turn::of_pieces(|cx| {
         let mut serving = Pin::new(&mut serving);
-        if ending.begins(cx) {
+        if !ending && stopped.is_over(cx) {
+            ending = true;
             serving.as_mut().graceful_shutdown();
         }
         serving.poll(cx)
@@ -186,90 +184,23 @@ async fn speak_http1<A: Api>(
     }
 }
 
-async fn speak_http2<A: Api>(
-    conn: Conn,
-    service: Answering<A>,
-    write: Duration,
-    stop: CancellationToken,
-) {
-    let serving = http2::Builder::new(Streams { write })
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .keep_alive_interval(PING)
-        .serve_connection(conn, service);
-    let mut serving = pin!(serving);
-    let mut ending = Ending::new(stop);
-    let _ = poll_fn(|cx| {
-        if ending.begins(cx) {
-            serving.as_mut().graceful_shutdown();
-        }
-        serving.as_mut().poll(cx)
-    })
-    .await;
-}
-
-/// Runs the streams of an HTTP/2 connection, each of which has a window of its own that
-/// its caller may leave shut. Giving one up resets it.
-#[derive(Clone, Copy, Debug)]
-struct Streams {
-    write: Duration,
-}
-
-impl<F> Executor<F> for Streams
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let mut stream = Box::pin(stream);
-        tokio::spawn(drive(Some(self.write), move |cx| stream.as_mut().poll(cx)));
-    }
-}
-
-/// Notes once that the server is to stop, without a look at the token's lock at
-/// each wake-up.
-struct Ending {
-    cancelled: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    stop: CancellationToken,
-    asked: bool,
-}
-
-impl Ending {
-    fn new(stop: CancellationToken) -> Self {
-        Self {
-            cancelled: None,
-            stop,
-            asked: false,
-        }
-    }
-
-    fn begins(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.cancelled.is_none() {
-            let mut cancelled = Box::pin(self.stop.clone().cancelled_owned());
-            let _ = cancelled.as_mut().poll(cx);
-            self.cancelled = Some(cancelled);
-        }
-        if !self.asked && self.stop.is_cancelled() {
-            self.asked = true;
-            return true;
-        }
-        false
-    }
-}
-
 async fn speaks_h2(stream: &TcpStream) -> bool {
     let mut start = [0; PREFACE.len()];
+    let mut pause = SNIFF;
     loop {
         match stream.peek(&mut start).await {
             Ok(0) | Err(_) => return false,
             Ok(got) if start[..got] != PREFACE[..got] => return false,
             Ok(got) if got == PREFACE.len() => return true,
-            Ok(_) => tokio::time::sleep(SNIFF).await,
+            Ok(_) => {}
         }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
 }
 
-struct Answering<A>(A);
+/// Answers the requests of one connection.
+pub(crate) struct Answering<A>(A);
 
 impl<A: Api> Service<Request<Incoming>> for Answering<A> {
     type Response = Response<Watched>;
@@ -281,7 +212,8 @@ impl<A: Api> Service<Request<Incoming>> for Answering<A> {
     }
 }
 
-struct Answer(Pin<Box<dyn Future<Output = Response<Body>> + Send>>);
+/// An answer to come.
+pub(crate) struct Answer(Pin<Box<dyn Future<Output = Response<Body>> + Send>>);
 
 impl Future for Answer {
     type Output = Result<Response<Watched>, Infallible>;

@@ -10,6 +10,8 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
+use crate::metrics::meter::Count;
+
 /// Between two looks at the file: Secrets mounted as volumes change by a swap of
 /// links that no file watch reports.
 const LOOK: Duration = Duration::from_secs(2);
@@ -21,6 +23,8 @@ type Hash = [u8; 32];
 pub(crate) struct Keys {
     path: PathBuf,
     hashes: Arc<RwLock<Vec<Hash>>>,
+    /// How often the file made no sense, or was away.
+    pub(crate) errors: Arc<Count>,
 }
 
 /// The file of keys is no good.
@@ -84,6 +88,7 @@ impl Keys {
         Ok(Self {
             path: path.to_owned(),
             hashes: Arc::new(RwLock::new(load(path)?)),
+            errors: Arc::default(),
         })
     }
 
@@ -93,7 +98,10 @@ impl Keys {
             tokio::time::sleep(LOOK).await;
             match load(&self.path) {
                 Ok(hashes) => *self.hashes.write().unwrap_or_else(PoisonError::into_inner) = hashes,
-                Err(error) => tracing::warn!(%error, "the API keys known so far stay valid"),
+                Err(error) => {
+                    self.errors.up();
+                    tracing::warn!(%error, "the API keys known so far stay valid");
+                }
             }
         }
     }

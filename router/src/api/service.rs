@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
 use http::{HeaderName, Method, Request, Response};
 use hyper::body::Incoming;
 use protocol::header as ours;
@@ -14,9 +15,10 @@ use protocol::header as ours;
 use crate::api::keys::Keys;
 use crate::api::{llava, models, page};
 use crate::args::{Limits, Timeouts};
-use crate::dispatch::fleet::{Directory, Fleet};
+use crate::dispatch::fleet::Fleet;
+use crate::end::End;
 use crate::metrics::Meter;
-use crate::metrics::meter::{Count, Phase};
+use crate::metrics::meter::{CALLER_LEFT, Count};
 use crate::proxy::attempt::Job;
 use crate::proxy::body::Body;
 use crate::proxy::cut::Framing;
@@ -25,13 +27,15 @@ use crate::proxy::headers;
 use crate::proxy::held::{Held, Work};
 use crate::refusal::Refusal;
 use crate::request::facts::Facts;
-use crate::request::intake::{Budget, IntakeError, Payload, take_in};
+use crate::request::intake::{Budget, IntakeError, Payload, take_in, throw_away};
 use crate::request::patience::Patience;
 use crate::server::Api;
 use crate::trace::Tracing;
 
 /// The largest body of the small endpoints.
 const SMALL_BODY: u64 = 64 * 1024;
+/// The largest body that is read though nothing depends on it, from whomever.
+const UNWANTED_BODY: u64 = 8 << 20;
 const JSON: &str = "application/json";
 
 /// What every request needs.
@@ -53,20 +57,29 @@ pub(crate) struct Gate {
     pub(crate) page: bool,
     /// Requests that reach no pool.
     pub(crate) meter: Meter,
+    /// Callers that left while their body came; their model is not read yet.
+    pub(crate) left_early: Count,
     /// Requests refused because too many bytes were held; their model is not read yet.
     pub(crate) buffers_full: Count,
     /// Whether the router is going down.
     pub(crate) draining: AtomicBool,
+    /// When it has no more time.
+    pub(crate) over: End,
 }
 
 /// Where a path leads.
 enum Route<'a> {
     Forward { is_llava: bool },
+    LlavaAddress,
+    Told(Told<'a>),
+}
+
+/// What the router says by itself, whatever the body is.
+enum Told<'a> {
     Models,
     Model(&'a str),
     LlavaStatus,
     LlavaModels,
-    LlavaAddress,
     LlavaRefresh,
     Gone(&'static str),
 }
@@ -78,15 +91,15 @@ impl<'a> Route<'a> {
                 (Self::Forward { is_llava: false }, "POST")
             }
             "/worker_generate_stream" => (Self::Forward { is_llava: true }, "POST"),
-            "/v1/models" => (Self::Models, "GET"),
-            "/worker_get_status" => (Self::LlavaStatus, "POST"),
-            "/list_models" => (Self::LlavaModels, "POST"),
+            "/v1/models" => (Self::Told(Told::Models), "GET"),
+            "/worker_get_status" => (Self::Told(Told::LlavaStatus), "POST"),
+            "/list_models" => (Self::Told(Told::LlavaModels), "POST"),
             "/get_worker_address" => (Self::LlavaAddress, "POST"),
-            "/refresh_all_workers" => (Self::LlavaRefresh, "POST"),
-            "/register_worker" => (Self::Gone(llava::REGISTER_GONE), "POST"),
-            "/receive_heart_beat" => (Self::Gone(llava::HEART_BEAT_GONE), "POST"),
+            "/refresh_all_workers" => (Self::Told(Told::LlavaRefresh), "POST"),
+            "/register_worker" => (Self::Told(Told::Gone(llava::REGISTER_GONE)), "POST"),
+            "/receive_heart_beat" => (Self::Told(Told::Gone(llava::HEART_BEAT_GONE)), "POST"),
             _ => match path.strip_prefix("/v1/models/") {
-                Some(id) => (Self::Model(id), "GET"),
+                Some(id) => (Self::Told(Told::Model(id)), "GET"),
                 None => return Err(Refusal::unknown_path()),
             },
         };
@@ -127,32 +140,19 @@ impl Gate {
         {
             return file;
         }
-        if self
-            .keys
-            .as_ref()
-            .is_some_and(|keys| !keys.admit(&head.headers))
-        {
-            return self.refuse(Refusal::wrong_key());
-        }
-        let route = match Route::of(&head.method, head.uri.path()) {
-            Ok(route) => route,
-            Err(refusal) => return self.refuse(refusal),
-        };
-        let directory = self.fleet.directory();
-        let answer = match route {
-            Route::Forward { is_llava } => {
+        let answer = match self.route(&head) {
+            Ok(Route::Forward { is_llava }) => {
                 return self.forward(head, body, is_llava, id).await;
             }
-            Route::Models => Ok(models::list(&directory)),
-            Route::Model(id) => {
-                let id = percent_decoded(id);
-                models::one(&directory, &id).ok_or_else(|| Refusal::unknown_model(&id))
+            Ok(Route::LlavaAddress) => self.llava_address(&head.headers, body).await,
+            Ok(Route::Told(what)) => {
+                self.throw_away(&head.headers, body).await;
+                self.told(&what)
             }
-            Route::LlavaStatus => Ok(llava::status(&directory)),
-            Route::LlavaModels => Ok(llava::list_models(&directory)),
-            Route::LlavaAddress => self.llava_address(&head.headers, body, &directory).await,
-            Route::LlavaRefresh => Ok(Bytes::from_static(b"null")),
-            Route::Gone(message) => Err(Refusal::gone(message)),
+            Err(refusal) => {
+                self.throw_away(&head.headers, body).await;
+                Err(refusal)
+            }
         };
         match answer {
             Ok(json) => {
@@ -166,9 +166,39 @@ impl Gate {
         }
     }
 
+    /// Where an admitted request leads.
+    fn route<'a>(&self, head: &'a Parts) -> Result<Route<'a>, Refusal> {
+        let keys = self.keys.as_ref();
+        if keys.is_some_and(|keys| !keys.admit(&head.headers)) {
+            return Err(Refusal::wrong_key());
+        }
+        Route::of(&head.method, head.uri.path())
+    }
+
+    /// Reads what nothing depends on, so that its caller comes to read the answer.
+    async fn throw_away(&self, headers: &HeaderMap, body: Incoming) {
+        let patience = self.patience(self.timeouts.body_timeout, shell::clock::now());
+        throw_away(headers, body, UNWANTED_BODY, patience).await;
+    }
+
+    fn told(&self, what: &Told<'_>) -> Result<Bytes, Refusal> {
+        let directory = self.fleet.directory();
+        match *what {
+            Told::Models => Ok(models::list(&directory)),
+            Told::Model(id) => {
+                let id = percent_decoded(id);
+                models::one(&directory, &id).ok_or_else(|| Refusal::unknown_model(&id))
+            }
+            Told::LlavaStatus => Ok(llava::status(&directory)),
+            Told::LlavaModels => Ok(llava::list_models(&directory)),
+            Told::LlavaRefresh => Ok(Bytes::from_static(b"null")),
+            Told::Gone(message) => Err(Refusal::gone(message)),
+        }
+    }
+
     async fn forward(
         &self,
-        mut head: http::request::Parts,
+        mut head: Parts,
         body: Incoming,
         is_llava: bool,
         id: &HeaderValue,
@@ -225,6 +255,7 @@ impl Gate {
             started,
             deadline,
             timeouts: Arc::clone(&self.timeouts),
+            over: self.over.clone(),
         };
         let tokens = facts.tokens();
         let work = forward(pool, job, tokens);
@@ -257,12 +288,18 @@ impl Gate {
         max: u64,
         patience: Patience,
     ) -> Result<(Payload, Facts), Refusal> {
-        let leaving = Leaving(Some(&self.meter));
-        let taken = take_in(headers, body, &self.budget, max, patience).await;
+        let leaving = Leaving(Some(self));
+        let mut over = self.over.wait();
+        let taken = tokio::select! {
+            biased;
+            taken = take_in(headers, body, &self.budget, max, patience) => Some(taken),
+            () = over.over() => None,
+        };
         leaving.stayed();
+        let taken = taken.ok_or_else(Refusal::draining)?;
         taken.map_err(|error| {
             match error {
-                IntakeError::Aborted => self.meter.caller_aborts.up(Phase::Body),
+                IntakeError::Aborted => self.left_early.up(),
                 IntakeError::BuffersFull => self.buffers_full.up(),
                 _ => {}
             }
@@ -270,12 +307,7 @@ impl Gate {
         })
     }
 
-    async fn llava_address(
-        &self,
-        headers: &HeaderMap,
-        body: Incoming,
-        directory: &Directory,
-    ) -> Result<Bytes, Refusal> {
+    async fn llava_address(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Refusal> {
         let patience = self.patience(self.timeouts.request_timeout, shell::clock::now());
         let (payload, facts) = self.take_in(headers, body, SMALL_BODY, patience).await?;
         drop(payload);
@@ -283,7 +315,7 @@ impl Gate {
         let host = headers
             .get(header::HOST)
             .and_then(|host| host.to_str().ok());
-        Ok(llava::address(directory, host, &model))
+        Ok(llava::address(&self.fleet.directory(), host, &model))
     }
 
     fn refuse(&self, refusal: Refusal) -> Response<Body> {
@@ -293,7 +325,7 @@ impl Gate {
 }
 
 /// Notes a caller that leaves while its body is being taken in.
-struct Leaving<'a>(Option<&'a Meter>);
+struct Leaving<'a>(Option<&'a Gate>);
 
 impl Leaving<'_> {
     fn stayed(mut self) {
@@ -303,8 +335,9 @@ impl Leaving<'_> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        if let Some(meter) = self.0 {
-            meter.caller_aborts.up(Phase::Body);
+        if let Some(gate) = self.0 {
+            gate.left_early.up();
+            gate.meter.answered(CALLER_LEFT);
         }
     }
 }

@@ -31,7 +31,7 @@ struct WorkerRow {
     name: String,
     uid: String,
     address: String,
-    /// `good`, `stale`, `suspect`, `ejected`, `down`; `leaving` takes no new requests.
+    /// `good`, `trial`, `stale`, `suspect`, `ejected`, `down`; `leaving` takes no new requests.
     state: &'static str,
     /// The estimate that dispatch compares, in requests of usual size.
     estimated_queue: f64,
@@ -86,7 +86,10 @@ fn row(view: WorkerView, now: Instant) -> WorkerRow {
         name: view.worker.name.clone(),
         uid: view.worker.uid.clone(),
         address: view.worker.links.target().to_owned(),
-        state: view.preference.map_or("leaving", state),
+        state: match view.preference {
+            Some(Preference::Good) if view.on_trial => "trial",
+            preference => preference.map_or("leaving", state),
+        },
         estimated_queue,
         in_flight: view.own.count,
         slots: view.slots,

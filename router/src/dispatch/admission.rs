@@ -18,6 +18,8 @@ pub(crate) struct Ask {
     pub(crate) tokens: u64,
     /// Whether its answer comes as it is made.
     pub(crate) streams: bool,
+    /// Of its body, which is held while it waits.
+    pub(crate) bytes: u64,
     /// Workers that it must not go to.
     pub(crate) tried: Vec<Arc<Worker>>,
     /// How long it can wait at most.
@@ -45,6 +47,8 @@ pub(crate) enum Shed {
     },
     /// The room for requests that wait for a first worker is full.
     HoldFull,
+    /// The bodies of those that wait are as large as they may be.
+    BytesFull,
     /// Every worker was tried.
     Exhausted,
     /// The model is gone.
@@ -57,6 +61,7 @@ pub(crate) struct Waiting {
     pool: Arc<Pool>,
     ticket: Ticket,
     reply: tokio::sync::oneshot::Receiver<Reservation>,
+    bytes: u64,
     /// Whether there is no worker at all yet.
     pub(crate) held: bool,
 }
@@ -95,6 +100,12 @@ impl Pool {
         if !held && !is_retry && (waiting >= self.rules.max_queued || is_late) {
             return Entry::Refused(Shed::Busy { retry_after: wait });
         }
+        // One alone may wait, however large it is.
+        let bytes = state.waiting_bytes + ask.bytes;
+        if !is_retry && state.waiting_bytes > 0 && bytes > self.rules.max_waiting_bytes {
+            return Entry::Refused(Shed::BytesFull);
+        }
+        state.waiting_bytes = bytes;
         let (ticket, reply) = state.room.enter(claim, ask.tried, is_retry);
         drop(state);
         if held && waiting == 0 {
@@ -104,6 +115,7 @@ impl Pool {
             pool: Arc::clone(self),
             ticket,
             reply,
+            bytes: ask.bytes,
             held,
         })
     }
@@ -139,7 +151,9 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.pool.lock().room.leave(self.ticket);
+        let mut state = self.pool.lock();
+        state.room.leave(self.ticket);
+        state.waiting_bytes -= self.bytes;
     }
 }
 
@@ -350,6 +364,23 @@ mod tests {
         report.phase = Phase::Draining;
         pool.reported(&workers[0], report, Own::default(), now);
         assert!(matches!(pool.enter(ask(), now), Entry::Wait(waiting) if waiting.held));
+    }
+
+    #[test]
+    fn the_bodies_of_those_that_wait_are_bounded_in_sum() {
+        let now = shell::clock::now();
+        let pool = pool();
+        let enter = |bytes| pool.enter(Ask { bytes, ..ask() }, now);
+        let large = enter(5000);
+        assert!(matches!(large, Entry::Wait(_)), "it is alone");
+        assert!(matches!(enter(1), Entry::Refused(Shed::BytesFull)));
+        drop(large);
+        let first = enter(600);
+        assert!(matches!(enter(401), Entry::Refused(Shed::BytesFull)));
+        let second = enter(400);
+        assert!(matches!(second, Entry::Wait(_)), "{second:?}");
+        drop((first, second));
+        assert!(matches!(enter(1000), Entry::Wait(_)));
     }
 
     #[test]

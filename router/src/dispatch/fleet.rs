@@ -218,6 +218,7 @@ mod tests {
             default_slots: 1,
             max_queued: 9,
             max_held: 9,
+            max_waiting_bytes: 9,
             warm_up: Duration::from_secs(10),
             poll_interval: Duration::from_secs(1),
         };

@@ -29,6 +29,8 @@ pub(crate) struct Rules {
     pub(crate) max_queued: usize,
     /// Requests that may wait for a first worker.
     pub(crate) max_held: usize,
+    /// Bytes of the bodies of both.
+    pub(crate) max_waiting_bytes: u64,
     /// How long a worker warms up.
     pub(crate) warm_up: Duration,
     /// How often reports are asked for.
@@ -320,6 +322,7 @@ pub(super) mod tests {
             default_slots: 2,
             max_queued: 3,
             max_held: 2,
+            max_waiting_bytes: 1000,
             warm_up: Duration::from_secs(10),
             poll_interval: Duration::from_secs(1),
         };

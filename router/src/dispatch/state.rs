@@ -28,6 +28,8 @@ const FRESH: Duration = Duration::from_secs(3);
 pub(super) struct State {
     pub(super) members: Vec<Member>,
     pub(super) room: Room,
+    /// Of the bodies of those that wait.
+    pub(super) waiting_bytes: u64,
     pub(super) usual: UsualSize,
     pub(super) retries: RetryBudget,
     pub(super) replicas: Replicas,
@@ -60,6 +62,8 @@ pub(crate) struct WorkerView {
     pub(crate) worker: Arc<Worker>,
     /// How much it is trusted; `None` when it takes no new requests.
     pub(crate) preference: Option<Preference>,
+    /// Whether it rested and is to show with one request that it is well.
+    pub(crate) on_trial: bool,
     /// Its estimated queue.
     pub(crate) queue: Queue,
     /// What it has of ours.
@@ -79,6 +83,7 @@ impl Default for State {
         Self {
             members: Vec::new(),
             room: Room::default(),
+            waiting_bytes: 0,
             usual: UsualSize::default(),
             retries: RetryBudget::default(),
             replicas: Replicas::default(),
@@ -217,6 +222,7 @@ impl State {
             WorkerView {
                 worker: Arc::clone(&member.worker),
                 preference: candidate.map(|candidate| candidate.preference),
+                on_trial: member.health.standing(now) == Standing::Trial,
                 queue: candidate.map_or_else(
                     || self.queue(member, reports_count, now),
                     |candidate| candidate.queue,

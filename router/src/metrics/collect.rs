@@ -59,6 +59,12 @@ impl Sheet<'_, '_> {
         self.family(name, help, MetricType::Gauge, |e| e.encode_gauge(&value))
     }
 
+    fn counter(&mut self, name: &str, help: &str, count: u64) -> fmt::Result {
+        self.family(name, help, MetricType::Counter, |e| {
+            e.encode_counter::<NoLabelSet, f64, f64>(&as_f64(count), None)
+        })
+    }
+
     fn per_pool<L: EncodeLabelSet>(
         &mut self,
         name: &str,
@@ -185,12 +191,21 @@ impl Collector for Everything {
             "Request bodies held",
             as_f64(self.gate.budget.used()),
         )?;
-        let buffers_full = as_f64(self.gate.buffers_full.get());
-        sheet.family(
+        sheet.counter(
             "buffers_full",
             "Requests refused because as many bytes were held as may be",
-            MetricType::Counter,
-            |e| e.encode_counter::<NoLabelSet, f64, f64>(&buffers_full, None),
+            self.gate.buffers_full.get(),
+        )?;
+        sheet.counter(
+            "caller_aborts_outside",
+            "Callers that left while their body came, before it said which model they want",
+            self.gate.left_early.get(),
+        )?;
+        let keys = self.gate.keys.as_ref();
+        sheet.counter(
+            "api_key_file_errors",
+            "Looks at the file of API keys that left those known so far valid",
+            keys.map_or(0, |keys| keys.errors.get()),
         )?;
         sheet.gauge(
             "connections",
@@ -214,12 +229,10 @@ impl Collector for Everything {
             "Since the table's source last spoke",
             age,
         )?;
-        let relists = as_f64(self.discovery.relists());
-        sheet.family(
+        sheet.counter(
             "discovery_relists",
             "Lists taken anew",
-            MetricType::Counter,
-            |e| e.encode_counter::<NoLabelSet, f64, f64>(&relists, None),
+            self.discovery.relists(),
         )
     }
 }

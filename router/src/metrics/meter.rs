@@ -4,9 +4,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::metrics::histogram::Histogram;
 
+/// The status of a request whose caller left before its answer.
+pub(crate) const CALLER_LEFT: u16 = 499;
 /// Statuses with a count of their own; all others share the last place.
 pub(crate) const CODES: [u16; 15] = [
-    200, 400, 401, 404, 405, 408, 410, 413, 429, 499, 500, 502, 503, 504, 0,
+    200,
+    400,
+    401,
+    404,
+    405,
+    408,
+    410,
+    413,
+    429,
+    CALLER_LEFT,
+    500,
+    502,
+    503,
+    504,
+    0,
 ];
 
 /// Counts and times.
@@ -28,9 +44,9 @@ pub(crate) struct Meter {
     /// Ejections of workers.
     pub(crate) ejections: Count,
     /// Refused requests by cause.
-    pub(crate) sheds: PerReason<ShedReason, 4>,
+    pub(crate) sheds: PerReason<ShedReason, 5>,
     /// Callers that left, by phase.
-    pub(crate) caller_aborts: PerReason<Phase, 4>,
+    pub(crate) caller_aborts: PerReason<Phase, 3>,
     /// Workers that broke off a stream.
     pub(crate) upstream_aborts: Count,
     /// Bytes of request bodies taken in.
@@ -131,6 +147,8 @@ reasons! {
         QueueTimeout => "queue_timeout",
         /// Too many wait for a first worker.
         HoldFull => "hold_full",
+        /// The bodies of those that wait are as large as they may be.
+        BytesFull => "waiting_bytes_full",
         /// No worker came in time.
         NoWorker => "no_worker",
     }
@@ -139,8 +157,6 @@ reasons! {
 reasons! {
     /// Where a request was when its caller left.
     Phase {
-        /// Its body was still coming.
-        Body => "body",
         /// It waited for a slot.
         Queued => "queued",
         /// It waited for the first byte.

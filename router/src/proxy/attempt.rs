@@ -16,6 +16,7 @@ use crate::args::Timeouts;
 use crate::dispatch::health::Failure;
 use crate::dispatch::member::Worker;
 use crate::dispatch::reservation::{Answered, Reservation, Verdict};
+use crate::end::End;
 use crate::metrics::meter::RetryReason;
 use crate::proxy::body::Body;
 use crate::proxy::cut::{Cutter, Framing};
@@ -58,6 +59,8 @@ pub(crate) struct Job {
     pub(crate) deadline: Instant,
     /// Limits of each phase.
     pub(crate) timeouts: Arc<Timeouts>,
+    /// When the router has no more time.
+    pub(crate) over: End,
 }
 
 /// What came of an attempt.
@@ -309,6 +312,7 @@ fn commit(
                 chunk_timeout: job.timeouts.chunk_timeout,
                 keep_alive: framing.pause(job.timeouts.keep_alive),
                 deadline: job.deadline,
+                over: job.over.wait(),
             };
             let mut response = to_caller(head, Body::Full(None), &reservation);
             if framing != Framing::Opaque {

@@ -11,7 +11,7 @@ use crate::dispatch::admission::{Ask, Entry, Shed};
 use crate::dispatch::member::Worker;
 use crate::dispatch::pool::Pool;
 use crate::dispatch::reservation::Reservation;
-use crate::metrics::meter::{Phase, RetryOutcome, RetryReason, ShedReason};
+use crate::metrics::meter::{CALLER_LEFT, Phase, RetryOutcome, RetryReason, ShedReason};
 use crate::proxy::attempt::{Job, MAX_RETRIES, Outcome, attempt};
 use crate::proxy::body::Body;
 use crate::refusal::Refusal;
@@ -30,7 +30,12 @@ pub(crate) async fn forward(
         phase: Phase::Queued,
         arrived: false,
     };
-    let result = attempts(&job, tokens, &mut journey).await;
+    let mut over = job.over.wait();
+    let result = tokio::select! {
+        biased;
+        result = attempts(&job, tokens, &mut journey) => result,
+        () = over.over() => Err(Refusal::draining()),
+    };
     journey.arrived = true;
     let status = match &result {
         Ok(response) => response.status(),
@@ -103,6 +108,7 @@ async fn slot(
     let ask = Ask {
         tokens,
         streams: job.streams,
+        bytes: job.payload.len(),
         tried: tried.to_vec(),
         patience: left.min(job.timeouts.queue_timeout),
     };
@@ -115,6 +121,10 @@ async fn slot(
         Entry::Refused(Shed::Exhausted) => return Ok(None),
         Entry::Refused(Shed::Gone) => return Err(Refusal::unknown_model(&job.model)),
         Entry::Refused(Shed::HoldFull) => return shed(ShedReason::HoldFull, Refusal::hold_full()),
+        Entry::Refused(Shed::BytesFull) => {
+            let refusal = Refusal::bytes_full(pool.expected_wait());
+            return shed(ShedReason::BytesFull, refusal);
+        }
         Entry::Refused(Shed::Busy { retry_after }) => {
             return shed(ShedReason::QueueFull, Refusal::busy(retry_after));
         }
@@ -201,7 +211,7 @@ impl Drop for Journey<'_> {
     fn drop(&mut self) {
         if !self.arrived {
             self.pool.meter.caller_aborts.up(self.phase);
-            self.pool.meter.answered(499);
+            self.pool.meter.answered(CALLER_LEFT);
         }
     }
 }
@@ -214,6 +224,7 @@ mod tests {
     use super::*;
     use crate::args::{Dispatch, RouterArgs};
     use crate::dispatch::pool::Rules;
+    use crate::end::End;
     use crate::request::intake::Payload;
 
     fn pool() -> Arc<Pool> {
@@ -222,6 +233,7 @@ mod tests {
             default_slots: 1,
             max_queued: 9,
             max_held: 9,
+            max_waiting_bytes: 9,
             warm_up: Duration::from_secs(10),
             poll_interval: Duration::from_secs(1),
         };
@@ -242,6 +254,7 @@ mod tests {
             started,
             deadline: started + timeouts.request_timeout,
             timeouts: Arc::new(timeouts),
+            over: End::default(),
         }
     }
 

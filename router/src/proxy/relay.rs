@@ -15,10 +15,11 @@ use tokio::time::Sleep;
 
 use crate::dispatch::health::Failure;
 use crate::dispatch::reservation::Reservation;
+use crate::end::Wait;
 use crate::metrics::meter::Phase;
 use crate::proxy::beat::Beat;
 use crate::proxy::cut::{Cutter, Framing};
-use crate::refusal::Refusal;
+use crate::refusal::{DRAINING, Refusal};
 use crate::trace::RequestSpan;
 use crate::upstream::exchange::Answer;
 
@@ -39,7 +40,7 @@ pub(crate) struct Relay {
 }
 
 /// The time limits of a relay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct RelayPace {
     /// Between two pieces.
     pub(crate) chunk_timeout: Duration,
@@ -47,6 +48,8 @@ pub(crate) struct RelayPace {
     pub(crate) keep_alive: Duration,
     /// Of the whole request.
     pub(crate) deadline: Instant,
+    /// Of the router.
+    pub(crate) over: Wait,
 }
 
 /// What is noted of a request when its answer ends.
@@ -94,6 +97,9 @@ impl Relay {
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if let Some(next) = self.next.take() {
             return Poll::Ready(Some(Ok(next)));
+        }
+        if self.answer.is_some() && self.pace.over.is_over(cx) {
+            return self.cut(DRAINING, "the router went down");
         }
         if self.rests {
             ready!(self.timer.as_mut().poll(cx));

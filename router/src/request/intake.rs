@@ -2,6 +2,8 @@
 //! limit of all, read by the fact reader as it arrives, kept as it came so that
 //! a retry can send the same bytes.
 
+use std::error::Error as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,13 +16,14 @@ use hyper::body::Incoming;
 use crate::request::facts::{FactReader, Facts};
 use crate::request::patience::{Late, Patience, Waiting};
 use crate::request::scan::Malformed;
+use crate::server::MAX_READ;
 use crate::turn;
 
-/// Smaller pieces are copied together, so that a body sent byte by byte does not
-/// cost a piece of bookkeeping each.
-const SMALL: usize = 4096;
-/// How much of a body that is too large is read and thrown away, so that the
-/// client, still sending, comes to read the refusal.
+/// A piece that is smaller is copied, together with its neighbours: as long as it is kept,
+/// so is all of the block that it was read into, and the budget counts the piece.
+const SMALL: usize = MAX_READ / 2;
+/// How much is read and thrown away of a body that is not kept, too large as it is or as
+/// the router is full.
 const DISCARD: u64 = 64 << 20;
 
 /// The bytes of all bodies held at once, and their limit.
@@ -66,6 +69,9 @@ pub(crate) enum IntakeError {
     /// The client broke off.
     #[error("the body broke off")]
     Aborted,
+    /// What came is no part of a body.
+    #[error("the chunks of the body are malformed")]
+    Misframed,
     /// Not JSON.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -114,16 +120,32 @@ pub(crate) async fn take_in(
     let mut waiting = patience.begin(shell::clock::now());
     if body.size_hint().lower() > max {
         if !headers.contains_key(http::header::EXPECT) {
-            discard(&mut body, &mut waiting).await;
+            discard(&mut body, DISCARD, &mut waiting).await;
         }
         return Err(IntakeError::TooLarge { max });
     }
     let read = read(&mut body, budget, max, &mut waiting).await;
-    if let Err(IntakeError::TooLarge { .. } | IntakeError::Malformed(_)) = &read {
-        discard(&mut body, &mut waiting).await;
+    if let Err(
+        IntakeError::TooLarge { .. } | IntakeError::BuffersFull | IntakeError::Malformed(_),
+    ) = &read
+    {
+        discard(&mut body, DISCARD, &mut waiting).await;
     }
     let (payload, reader) = read?;
     Ok((payload, reader.finish()?))
+}
+
+/// Reads a body that nobody wants and throws it away, if it is not longer than `max`.
+pub(crate) async fn throw_away(
+    headers: &HeaderMap,
+    mut body: Incoming,
+    max: u64,
+    patience: Patience,
+) {
+    if body.size_hint().lower() <= max && !headers.contains_key(http::header::EXPECT) {
+        let mut waiting = patience.begin(shell::clock::now());
+        discard(&mut body, max, &mut waiting).await;
+    }
 }
 
 /// Reads as long as there is hope; after an error nothing of the body is held any more.
@@ -137,8 +159,7 @@ async fn read(
         budget: Arc::clone(budget),
         bytes: 0,
     };
-    let mut pieces = Vec::new();
-    let mut tail = BytesMut::new();
+    let mut pieces = Pieces::default();
     let mut reader = FactReader::default();
     while let Some(data) = data(body, waiting).await? {
         if share.bytes + data.len() as u64 > max {
@@ -146,27 +167,53 @@ async fn read(
         }
         share.grow(data.len() as u64)?;
         reader.push(&data)?;
-        if data.len() >= SMALL || body.is_end_stream() && tail.is_empty() {
-            flush(&mut tail, &mut pieces);
-            pieces.push(data);
+        if body.is_end_stream() && pieces.is_empty() {
+            // The headers keep its block anyway.
+            pieces.whole.push(data);
         } else {
-            tail.extend_from_slice(&data);
-            if tail.len() >= 4 * SMALL {
-                flush(&mut tail, &mut pieces);
-            }
+            pieces.push(data);
         }
     }
-    flush(&mut tail, &mut pieces);
     let kept = Kept {
-        pieces,
+        pieces: pieces.finish(),
         _share: Some(share),
     };
     Ok((Payload(Arc::new(kept)), reader))
 }
 
-fn flush(tail: &mut BytesMut, pieces: &mut Vec<Bytes>) {
-    if !tail.is_empty() {
-        pieces.push(tail.split().freeze());
+/// A body as it comes in.
+#[derive(Debug, Default)]
+struct Pieces {
+    whole: Vec<Bytes>,
+    /// Of small ones, which belongs behind the whole ones.
+    together: BytesMut,
+}
+
+impl Pieces {
+    fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.together.is_empty()
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        let is_small = piece.len() < SMALL;
+        if !is_small || self.together.len() + piece.len() > MAX_READ {
+            self.end_together();
+        }
+        match is_small {
+            true => self.together.extend_from_slice(&piece),
+            false => self.whole.push(piece),
+        }
+    }
+
+    fn end_together(&mut self) {
+        if !self.together.is_empty() {
+            self.whole.push(self.together.split().freeze());
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        self.end_together();
+        self.whole
     }
 }
 
@@ -176,17 +223,32 @@ async fn data(body: &mut Incoming, waiting: &mut Waiting) -> Result<Option<Bytes
     let Some(frame) = next.await? else {
         return Ok(None);
     };
-    let frame = frame.map_err(|_| IntakeError::Aborted)?;
+    let frame = frame.map_err(|error| match is_misframed(&error) {
+        true => IntakeError::Misframed,
+        false => IntakeError::Aborted,
+    })?;
     let data = frame.into_data().unwrap_or_default();
     waiting.came(data.len() as u64);
     if !body.is_end_stream() {
-        turn::came();
+        turn::came(data.len());
     }
     Ok(Some(data))
 }
 
-async fn discard(body: &mut Incoming, waiting: &mut Waiting) {
-    let mut left = DISCARD;
+fn is_misframed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+        )
+    })
+}
+
+/// A connection that is closed with bytes unread is reset, and its caller, still sending,
+/// would not come to read the answer.
+async fn discard(body: &mut Incoming, max: u64, waiting: &mut Waiting) {
+    let mut left = max;
     while let Ok(Some(data)) = data(body, waiting).await {
         match left.checked_sub(data.len() as u64) {
             Some(rest) => left = rest,
@@ -217,5 +279,40 @@ impl Payload {
     /// Bytes in all.
     pub(crate) fn len(&self) -> u64 {
         self.0.pieces.iter().map(|piece| piece.len() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// However a body is cut, its pieces hold no block that they do not fill by half,
+        /// but for the last and those between whole ones.
+        #[test]
+        fn small_pieces_let_go_of_the_blocks_they_were_read_into(
+            lengths in prop::collection::vec(prop_oneof![1..200_usize, 1..SMALL, SMALL..MAX_READ], 0..40)
+        ) {
+            let mut pieces = Pieces::default();
+            let mut sent = Vec::new();
+            let mut small = 0;
+            for (at, length) in lengths.iter().enumerate() {
+                let mut block = BytesMut::zeroed(MAX_READ);
+                block.fill(u8::try_from(at).unwrap());
+                let read = block.split_to(*length).freeze();
+                pieces.push(read.clone());
+                sent.extend_from_slice(&read);
+                drop(block);
+                prop_assert_eq!(read.is_unique(), *length < SMALL);
+                small += usize::from(*length < SMALL);
+            }
+            let kept = pieces.finish();
+            prop_assert_eq!(kept.concat(), sent);
+            if small == lengths.len() {
+                prop_assert!(kept.iter().rev().skip(1).all(|piece| piece.len() > SMALL));
+            }
+        }
     }
 }

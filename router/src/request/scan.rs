@@ -3,7 +3,7 @@
 //! place where it stands. Bodies hold megabytes of base64, so the inside of a
 //! string is skipped with `memchr` and only its first bytes are kept.
 
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr_iter};
 
 use crate::request::image_size;
 
@@ -219,18 +219,15 @@ impl Scanner {
             };
             return 1;
         }
-        let Some(end) = memchr2(b'"', b'\\', input) else {
+        let end = memchr_iter(b'"', input).find(|end| !ends_in_escape(&input[..*end]));
+        let Some(end) = end else {
             self.keep_text(input);
-            return input.len();
-        };
-        if input[end] == b'\\' {
-            self.keep_text(&input[..=end]);
             self.state = State::Text {
                 is_key,
-                escaped: true,
+                escaped: ends_in_escape(input),
             };
-            return end + 1;
-        }
+            return input.len();
+        };
         self.keep_text(&input[..end]);
         if is_key {
             self.key.clear();
@@ -301,6 +298,12 @@ impl Scanner {
             at: self.at + offset as u64,
         }
     }
+}
+
+/// Whether the byte behind `text` is escaped.
+fn ends_in_escape(text: &[u8]) -> bool {
+    let backslashes = text.iter().rev().take_while(|byte| **byte == b'\\');
+    backslashes.count() % 2 == 1
 }
 
 /// Data URIs anywhere, and bare base64 in LLaVA's `images`.
@@ -427,6 +430,16 @@ mod tests {
             prop_assert_eq!(scan(&pieces).unwrap(), whole);
             let cut = cut.index(text.len());
             prop_assert!(scan(&[&text.as_bytes()[..cut]]).is_err());
+        }
+
+        #[test]
+        fn strings_end_where_serde_ends_them(text in "[a\"\\\\]{0,40}", size in 1usize..9) {
+            let written = serde_json::to_string(&text).unwrap();
+            let body = format!("{{\"a\":{written},\"b\":{written}}}");
+            let pieces: Vec<&[u8]> = body.as_bytes().chunks(size).collect();
+            let inside = &written[1..written.len() - 1];
+            let want = ["a", "b"].map(|key| (key.to_owned(), 1, inside.to_owned()));
+            prop_assert_eq!(scan(&pieces).unwrap(), want);
         }
 
         #[test]

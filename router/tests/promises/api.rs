@@ -6,6 +6,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::support::client::{ask, chat, request};
+use crate::support::router::metric;
 use crate::support::{FakeWorker, eventually, router};
 
 #[tokio::test]
@@ -87,6 +88,10 @@ async fn keys_are_added_and_withdrawn_while_the_router_runs() {
     assert_eq!(status_with("old").await, 401);
     // A file that makes no sense takes no key away.
     std::fs::write(file.path(), "alice nonsense\n").unwrap();
+    eventually("the file was looked at", async || {
+        metric(&router, "llava_router_api_key_file_errors_total", "").await >= 1.0
+    })
+    .await;
     assert_eq!(status_with("new").await, 200);
 }
 

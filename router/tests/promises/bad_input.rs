@@ -239,13 +239,82 @@ async fn a_connection_that_says_nothing_is_closed() {
         .with("--header-timeout=0.2")
         .start()
         .await;
-    let mut stream = TcpStream::connect(router.address).await.unwrap();
-    let mut rest = Vec::new();
-    soon("the close", stream.read_to_end(&mut rest))
-        .await
-        .unwrap();
-    assert!(rest.is_empty());
+    for said in SAYS_NOTHING {
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut rest = Vec::new();
+        // A reset, where bytes were left unread.
+        let _ = soon("the close", stream.read_to_end(&mut rest)).await;
+        let is_http2 = said.len() >= SAYS_NOTHING[2].len();
+        assert_eq!(rest.is_empty(), !is_http2, "{rest:?}");
+    }
 }
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_holds_up_no_drain() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut open = Vec::new();
+    for said in SAYS_NOTHING {
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        open.push(stream);
+    }
+    eventually("all are open", async || {
+        let connections = metric(&router, "llava_router_connections", "").await;
+        connections as usize == SAYS_NOTHING.len()
+    })
+    .await;
+    soon("the drain", router.drain()).await;
+}
+
+#[tokio::test]
+async fn who_writes_all_before_reading_comes_to_read_why_it_is_refused() {
+    let worker = FakeWorker::start().await;
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    let keyless = format!("--api-keys={}", keys.path().display());
+    for (flag, path, status) in [
+        (keyless.as_str(), "/v1/chat/completions", 401),
+        ("--no-page", "/v1/embeddings", 404),
+        ("--no-page", "/v1/models", 405),
+        ("--no-page", "/register_worker", 410),
+        ("--max-buffered=64KiB", "/v1/chat/completions", 503),
+    ] {
+        let router = router(&[&worker]).with(flag).start().await;
+        let text = body(&json!({"filler": "x".repeat(5 << 20)}));
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
+        let mut stream = TcpStream::connect(router.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let line = first_line(&mut stream).await;
+        assert!(line.contains(&format!(" {status} ")), "{line}");
+    }
+    assert_eq!(worker.hits(), 0);
+}
+
+#[tokio::test]
+async fn chunks_that_are_none_are_the_callers_fault_and_nobody_is_taken_to_have_left() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).start().await;
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    let text = "POST /v1/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nx";
+    stream.write_all(text.as_bytes()).await.unwrap();
+    assert!(first_line(&mut stream).await.contains(" 400 "));
+    let left = metric(&router, "llava_router_caller_aborts_outside_total", "").await;
+    assert_eq!((left, worker.hits()), (0.0, 0));
+}
+
+/// Nothing, and no more than that it is HTTP/2: a part of its preface, all of it, and an
+/// empty frame of settings after it.
+const SAYS_NOTHING: [&[u8]; 4] = [
+    b"",
+    b"PRI ",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+];
 
 async fn first_line(stream: &mut TcpStream) -> String {
     let mut seen = Vec::new();

@@ -173,6 +173,36 @@ async fn a_killed_worker_that_comes_back_is_used_again() {
 }
 
 #[tokio::test]
+async fn a_worker_that_rested_is_on_trial_until_a_request_shows_that_it_is_well() {
+    let workers = [FakeWorker::start().await, FakeWorker::start().await];
+    // Only requests find out how the workers are.
+    let router = router(&[&workers[0], &workers[1]])
+        .with("--poll-interval=600")
+        .start()
+        .await;
+    let name = workers[0].address.to_string();
+    let is_in_state = async |state: &str| {
+        let rows = rows(&router).await;
+        let row = rows.iter().find(|row| row["name"] == name).unwrap();
+        row["state"] == state
+    };
+    workers[0].kill();
+    eventually("it is ejected", async || {
+        ask(router.address, chat(&json!({}))).await;
+        is_in_state("ejected").await
+    })
+    .await;
+    let back = FakeWorker::at(workers[0].address, 8).await;
+    eventually("it is on trial", async || is_in_state("trial").await).await;
+    eventually("it is well", async || {
+        ask(router.address, chat(&json!({}))).await;
+        is_in_state("good").await
+    })
+    .await;
+    assert!(back.hits() > 0);
+}
+
+#[tokio::test]
 async fn a_worker_ten_times_slower_gets_little() {
     let workers = four().await;
     workers[0].slow_down(10);

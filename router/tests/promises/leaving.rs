@@ -133,7 +133,7 @@ async fn leaving_a_stream_that_began_while_it_waited_gives_up_its_place() {
 }
 
 #[tokio::test]
-async fn leaving_in_the_middle_of_a_body_frees_its_bytes() {
+async fn leaving_in_the_middle_of_a_body_frees_its_bytes_and_is_counted() {
     let worker = FakeWorker::start().await;
     let router = router(&[&worker]).start().await;
     let mut stream = TcpStream::connect(router.address).await.unwrap();
@@ -151,4 +151,8 @@ async fn leaving_in_the_middle_of_a_body_frees_its_bytes() {
     eventually("the bytes are free", async || held().await == 0.0).await;
     assert!(since.elapsed() < LIMIT);
     assert_eq!(worker.hits(), 0);
+    let outside = "llava_router_requests_outside_total{code=\"499\"}";
+    for counted in ["llava_router_caller_aborts_outside_total", outside] {
+        assert_eq!(metric(&router, counted, "").await, 1.0, "{counted}");
+    }
 }

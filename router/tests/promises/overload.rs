@@ -289,6 +289,26 @@ async fn requests_are_held_up_to_a_number_and_a_time_while_a_model_has_no_worker
 }
 
 #[tokio::test]
+async fn a_model_without_workers_leaves_room_for_the_bodies_of_others() {
+    let worker = FakeWorker::start().await;
+    let router = router(&[&worker]).with("--max-buffered=4MiB").start().await;
+    worker.drain(true);
+    is_in_state(&router, "leaving").await;
+    let large = json!({"filler": "x".repeat(900_000)});
+    let held = tokio::spawn(ask(router.address, chat(&large)));
+    eventually("one waits", async || waiting(&router).await == 1).await;
+    let reply = ask(router.address, chat(&large)).await;
+    let code = "waiting_bytes_full";
+    assert_eq!((reply.status.as_u16(), reply.code().as_str()), (503, code));
+    assert!(reply.headers.contains_key("retry-after"), "{reply:?}");
+    let shed = format!("reason=\"{code}\"");
+    let sheds = metric(&router, "llava_router_sheds_total", &shed).await;
+    assert_eq!(sheds, 1.0);
+    worker.drain(false);
+    assert_eq!(held.await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn held_requests_are_answered_when_the_model_has_a_worker() {
     let worker = FakeWorker::start().await;
     let router = router(&[&worker]).with("--keep-alive=0.1").start().await;

@@ -2,6 +2,8 @@
 
 use futures::future::join_all;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::client::{Client, ask, begin, chat, request};
 use crate::support::process::Process;
@@ -70,15 +72,68 @@ async fn killing_one_of_two_replicas_touches_only_its_own_streams() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_at_its_limit() {
+async fn a_drain_ends_at_its_limit_and_tells_everyone_who_is_left() {
+    let worker = FakeWorker::start().await;
+    let flags = router(&[&worker])
+        .with("--drain-timeout=0.6")
+        .with("--keep-alive=0.1");
+    let router = Process::start(flags).await;
+    let begun = json!({"stream": true, "gap_ms": 60_000});
+    let begun = begin(router.address, chat(&begun)).await;
+    let held = json!({"stream": true, "first_ms": 60_000});
+    let held = begin(router.address, chat(&held)).await;
+    let waiting = json!({"first_ms": 60_000});
+    let waiting = tokio::spawn(ask(router.address, chat(&waiting)));
+    eventually("all are at the worker", async || worker.hits() == 3).await;
+    router.terminate().await;
+    for (stream, events) in [(begun, 2), (held, 1)] {
+        let reply = soon("the end", stream.whole()).await;
+        assert!(reply.whole, "{}", reply.text());
+        let seen = reply.events();
+        assert_eq!(seen.len(), events, "{seen:?}");
+        let error: serde_json::Value = serde_json::from_str(&seen[events - 1]).unwrap();
+        assert_eq!(error["error"]["code"], "draining");
+    }
+    let refused = waiting.await.unwrap();
+    assert_eq!(
+        (refused.status.as_u16(), refused.code().as_str()),
+        (503, "draining")
+    );
+    assert!(router.ended_well().await);
+    eventually("the worker was told", async || worker.left() == 3).await;
+}
+
+#[tokio::test]
+async fn a_body_that_still_comes_at_the_end_of_a_drain_is_refused() {
     let worker = FakeWorker::start().await;
     let router = Process::start(router(&[&worker]).with("--drain-timeout=0.6")).await;
-    let stream = begin(
-        router.address,
-        chat(&json!({"stream": true, "gap_ms": 60_000})),
-    )
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    stream
+        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{")
+        .await
+        .unwrap();
+    router.terminate().await;
+    let mut answer = String::new();
+    soon("an answer", stream.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("\"draining\""), "{answer}");
+    assert!(router.ended_well().await);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let worker = FakeWorker::start().await;
+    let router = Process::start(router(&[&worker])).await;
+    let endless = json!({"stream": true, "gap_ms": 60_000});
+    let _stream = begin(router.address, chat(&endless)).await;
+    router.terminate().await;
+    eventually("it drains", async || {
+        let ready = ask(router.admin_address, request("GET", "/readyz", "")).await;
+        ready.status == 503
+    })
     .await;
     router.terminate().await;
-    assert!(soon("the end", router.ended_well()).await);
-    drop(stream);
+    assert!(!router.ended_well().await);
 }
