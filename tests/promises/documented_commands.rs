@@ -79,6 +79,8 @@ async fn commands_to_install_upgrade_and_uninstall_run() -> anyhow::Result<()> {
 struct Reader<'a> {
     cluster: &'a Cluster,
     checkout: tempfile::TempDir,
+    home: tempfile::TempDir,
+    wheels: PathBuf,
     path: std::ffi::OsString,
 }
 
@@ -91,16 +93,17 @@ impl<'a> Reader<'a> {
             let source = std::path::absolute(entry.path())?;
             std::os::unix::fs::symlink(source, checkout.path().join(entry.file_name()))?;
         }
-        let python = python().await?;
         let parts = Parts::of(&["control-plane", "charts"]).await?;
         let tools = ["kubectl", "helm"].map(|tool| parts.path(tool));
         let tools = tools.iter().filter_map(|tool| tool.parent());
-        let own = tools.chain([python.as_path()]).map(Path::to_owned);
+        let own = tools.map(Path::to_owned);
         let system = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(own.chain(std::env::split_paths(&system)))?;
         Ok(Self {
             cluster,
             checkout,
+            home: tempfile::tempdir()?,
+            wheels: wheels().await?,
             path,
         })
     }
@@ -111,6 +114,9 @@ impl<'a> Reader<'a> {
         let mut bash = self.cluster.inside("bash");
         bash.args(["-c", &script(page, headings)?])
             .env("CHECKOUT", self.checkout.path())
+            .env("HOME", self.home.path())
+            .env("PIP_NO_INDEX", "1")
+            .env("PIP_FIND_LINKS", &self.wheels)
             .env("PATH", &self.path)
             .envs(self.cluster.environment());
         run(&mut bash)
@@ -120,21 +126,27 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A Python that has the SDK already: the cluster's network has no way out.
-/// Tests that want it at the same time wait for the one that makes it.
-async fn python() -> anyhow::Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-3.52.0");
-    let (bin, complete) = (folder.join("bin"), folder.join("complete"));
-    let making = std::fs::File::create(folder.with_extension("lock"))?;
-    let making = tokio::task::spawn_blocking(move || making.lock().map(|()| making)).await??;
+/// Where pip finds the SDK: the cluster's network has no way out.
+/// Tests that want it at the same time wait for the one that fetches it.
+async fn wheels() -> anyhow::Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels-openai-3.52.0");
+    let complete = folder.join("complete");
+    let fetching = std::fs::File::create(folder.with_extension("lock"))?;
+    let fetching =
+        tokio::task::spawn_blocking(move || fetching.lock().map(|()| fetching)).await??;
     if !complete.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder)).await?;
-        let install = ["install", "--quiet", "openai==3.52.0"];
-        run(Command::new(bin.join("pip")).args(install)).await?;
+        let venv = tempfile::tempdir()?;
+        run(Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(venv.path()))
+        .await?;
+        let mut pip = Command::new(venv.path().join("bin/pip"));
+        pip.args(["download", "--quiet", "openai==3.52.0", "--dest"]);
+        run(pip.arg(&folder)).await?;
         std::fs::write(complete, "")?;
     }
-    drop(making);
-    Ok(bin)
+    drop(fetching);
+    Ok(folder)
 }
 
 /// The commands of a page under `headings`, or all of them, one after the other.
