@@ -20,6 +20,8 @@ def main(image: str, question: str, model: str | None = None) -> None:
     client = OpenAI(
         base_url=os.environ.get("LLAVA_URL", "http://localhost:8080") + "/v1",
         api_key=os.environ.get("LLAVA_API_KEY", "none"),
+        # A port that was just forwarded opens a moment later.
+        max_retries=6,
     )
     model = model or next(iter(client.models.list())).id
     kind = mimetypes.guess_type(image)[0] or "image/png"

@@ -17,8 +17,10 @@ call() {
 
 quote() { printf '"%s"' "$(printf %s "$1" | sed 's/[\\"]/\\&/g' | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }')"; }
 
+# A port that was just forwarded opens a moment later. Only this call waits for it: what
+# is asked below must not be asked twice.
+models=$(call --retry 20 --retry-connrefused --retry-delay 1 "$url/v1/models")
 if [ -z "$model" ]; then
-  models=$(call "$url/v1/models")
   model=$(grep -o '"id": *"[^"]*"' <<<"$models" | head -n 1 | cut -d'"' -f4) || true
   [ -n "$model" ] || { echo "$url serves no model: kubectl get lld" >&2; exit 1; }
 fi

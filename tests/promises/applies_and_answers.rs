@@ -2,7 +2,8 @@
 //! image, and see the answer stream.
 
 use tests::ask::Question;
-use tests::install::{Installed, example_image, llava_shapes};
+use tests::cluster::wait_for;
+use tests::install::{Installed, PATIENCE, example_image, llava_shapes};
 
 #[tokio::test]
 async fn an_applied_deployment_becomes_ready_and_streams_an_answer_about_an_image()
@@ -19,12 +20,12 @@ async fn an_applied_deployment_becomes_ready_and_streams_an_answer_about_an_imag
             "--timeout=10s",
         ])
         .await?;
-    let table = llava.kubectl(&["get", "llavaworkers"]).await?;
-    assert_eq!(
-        table.matches("Ready").count(),
-        2,
-        "one row for each Ready worker:\n{table}"
-    );
+    // A worker's own status may follow the deployment's.
+    wait_for("one row for each Ready worker", PATIENCE, async || {
+        let table = llava.kubectl(&["get", "llavaworkers"]).await.ok()?;
+        (table.matches("Ready").count() == 2).then_some(())
+    })
+    .await?;
 
     let asker = llava.asker().await?;
     assert_eq!(asker.models().await?, ["llava-shapes"]);

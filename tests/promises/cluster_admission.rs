@@ -23,7 +23,11 @@ fn pod(name: &str, security: &serde_json::Value) -> String {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": "guarded"},
-        "spec": {"containers": [{"name": "worker", "image": "worker", "securityContext": security}]},
+        // The namespace's default account comes a moment after the namespace.
+        "spec": {
+            "serviceAccountName": "ready",
+            "containers": [{"name": "worker", "image": "worker", "securityContext": security}],
+        },
     })
     .to_string()
 }

@@ -125,7 +125,7 @@ async fn twenty_clusters_in_a_row_start_and_leave_nothing() -> anyhow::Result<()
     let left: Vec<Vec<String>> = stream::iter(0..20)
         .map(|_| async {
             let cluster = Cluster::control_plane().await?;
-            let traces = Traces::of(&cluster)?;
+            let traces = Traces::of(&cluster).await?;
             drop(cluster);
             traces.found().await
         })

@@ -15,13 +15,13 @@ use tokio::process::Command;
 use crate::machine::{Settings, Traces};
 
 const NOTHING: [String; 0] = [];
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn nothing_is_left_of_a_cluster_with_running_pods() -> anyhow::Result<()> {
     let before = Settings::now().await?;
     let cluster = Cluster::control_plane().with_real_node().await?;
-    let traces = Traces::of(&cluster)?;
+    let traces = Traces::of(&cluster).await?;
     let found = traces.found().await?;
     for kind in ["process", "folder", "link", "cgroup"] {
         assert!(
@@ -48,7 +48,7 @@ async fn nothing_is_left_of_a_cluster_that_stayed_until_it_was_taken_down() -> a
     let Report::Ready(endpoint) = serde_json::from_str(&line)? else {
         anyhow::bail!("not ready: {line}");
     };
-    let traces = Traces::at(&endpoint)?;
+    let traces = Traces::at(&endpoint).await?;
     assert_ne!(traces.found().await?, NOTHING);
     run(Command::new("kill").arg(supervisor.id().to_string())).await?;
     assert!(supervisor.wait()?.success());
@@ -60,14 +60,17 @@ async fn nothing_is_left_of_a_cluster_that_stayed_until_it_was_taken_down() -> a
 async fn a_panic_ends_its_cluster() -> anyhow::Result<()> {
     let task = tokio::spawn(async {
         let cluster = Cluster::control_plane().await;
-        let traces = cluster.as_ref().map(Traces::of);
-        std::panic::panic_any(traces.map_err(|error| error.chain()));
+        let traces = match &cluster {
+            Ok(cluster) => Traces::of(cluster).await,
+            Err(error) => Err(anyhow::Error::msg(error.chain())),
+        };
+        std::panic::panic_any(traces);
         #[expect(unreachable_code, reason = "it lives until here")]
         drop(cluster);
     });
     let panic = task.await.expect_err("it panics").into_panic();
-    let caught = panic.downcast::<Result<anyhow::Result<Traces>, String>>();
-    let traces = caught.expect("its traces").map_err(anyhow::Error::msg)??;
+    let caught = panic.downcast::<anyhow::Result<Traces>>();
+    let traces = (*caught.expect("its traces"))?;
     assert_eq!(traces.found().await?, NOTHING);
     Ok(())
 }
@@ -92,7 +95,7 @@ async fn a_killed_test_process_leaves_nothing() -> anyhow::Result<()> {
     let mut lines = stdout.lines().map_while(Result::ok);
     // The harness begins the line with the name of the test.
     let endpoint = lines.find_map(|line| serde_json::from_str(&line[line.find('{')?..]).ok());
-    let traces = Traces::at(&endpoint.expect("a cluster in the other process"))?;
+    let traces = Traces::at(&endpoint.expect("a cluster in the other process")).await?;
     assert_ne!(traces.found().await?, NOTHING);
 
     test.kill()?;
@@ -107,27 +110,17 @@ async fn a_killed_test_process_leaves_nothing() -> anyhow::Result<()> {
 #[tokio::test]
 async fn the_next_run_clears_up_after_a_killed_supervisor() -> anyhow::Result<()> {
     let cluster = Cluster::control_plane().with_real_node().await?;
-    let traces = Traces::of(&cluster)?;
+    let traces = Traces::of(&cluster).await?;
     let supervisor = traces.supervisor().expect("an owner");
     run(Command::new("kill").args(["-s", "KILL", &supervisor.pid().to_string()])).await?;
     wait_for("the end of the supervisor", SOON, async || {
         (!supervisor.is_alive()).then_some(())
     })
     .await?;
-    assert_ne!(
-        traces.found().await?,
-        NOTHING,
-        "a killed process clears up nothing"
-    );
 
+    // A killed process clears up nothing; another test's next run may have done it by now.
     let _next = Cluster::control_plane().await?;
-    let found = traces.found().await?;
-    // The next cluster may have taken the same place.
-    let old: Vec<_> = found
-        .iter()
-        .filter(|trace| trace.contains("process"))
-        .collect();
-    assert!(old.is_empty(), "{old:?}");
+    assert_eq!(traces.found().await?, NOTHING);
     assert_ne!(traces.supervisor(), Some(supervisor));
     Ok(())
 }

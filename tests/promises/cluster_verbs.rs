@@ -62,7 +62,7 @@ async fn a_cluster_is_brought_up_used_and_taken_down_by_hand() -> anyhow::Result
             "{line}: {told}"
         );
     }
-    let traces = Traces::of_kept(&kept.0)?;
+    let traces = Traces::of_kept(&kept.0).await?;
     let again = kept.verb(&["up"]).await.unwrap_err().to_string();
     assert!(again.contains("make cluster-down"), "{again}");
 

@@ -33,13 +33,12 @@ const WAYS: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// What a reader has at hand, and how long a forwarded port takes to open.
+/// What a reader has at hand.
 const PREAMBLE: &str = r#"
 set -euo pipefail
 cd "$CHECKOUT"
 export HF_TOKEN=hf_example
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-opened() { timeout 30 bash -c "until (: </dev/tcp/localhost/$1) 2>/dev/null; do sleep 0.05; done"; }
 "#;
 
 #[tokio::test]
@@ -165,25 +164,12 @@ fn script(page: &str, headings: &[&str]) -> anyhow::Result<String> {
         found += 1;
         for block in section.split("\n```sh\n").skip(1) {
             let (commands, _) = block.split_once("\n```").context("an open block")?;
-            for line in commands.lines() {
-                writeln!(script, "{line}")?;
-                if let Some(port) = forwarded(line) {
-                    writeln!(script, "opened {port}")?;
-                }
-            }
+            writeln!(script, "{commands}")?;
         }
     }
     ensure!(found >= headings.len(), "{page} lacks one of {headings:?}");
     ensure!(script.len() > PREAMBLE.len(), "{page} has no commands");
     Ok(script)
-}
-
-/// The local port that a line forwards in the background.
-fn forwarded(line: &str) -> Option<&str> {
-    let words = line
-        .strip_prefix("kubectl port-forward ")?
-        .strip_suffix(" &")?;
-    words.split(' ').next_back()?.split(':').next()
 }
 
 /// A kind that takes anything.

@@ -1,8 +1,11 @@
-//! What a cluster leaves on the machine, looked for place by place.
+//! What a cluster leaves on the machine, looked for place by place. Once it has
+//! gone, its place may be another cluster's at once: each thing is known by more
+//! than its name.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,24 +20,28 @@ pub(crate) struct Traces {
     /// The namespaces of processes and of names, which every process of a cluster
     /// is in. Held open, so that no later one gets their number.
     namespaces: Vec<(File, PathBuf)>,
+    /// The folders of the place and of its cgroup, held open for the same reason.
+    folders: Vec<(&'static str, PathBuf, File)>,
+    /// The link with its number, which no later one gets.
+    link: String,
 }
 
 impl Traces {
     /// Notes where to look, while the cluster runs.
-    pub(crate) fn of(cluster: &Cluster) -> anyhow::Result<Self> {
-        Self::at(cluster.endpoint())
+    pub(crate) async fn of(cluster: &Cluster) -> anyhow::Result<Self> {
+        Self::at(cluster.endpoint()).await
     }
 
     /// The same for a cluster that this process does not own.
-    pub(crate) fn at(endpoint: &Endpoint) -> anyhow::Result<Self> {
+    pub(crate) async fn at(endpoint: &Endpoint) -> anyhow::Result<Self> {
         let mut taken = places().into_iter();
         let place = taken.find(|place| place.folder() == endpoint.folder);
         let holder = Process::of(endpoint.holder);
-        Self::in_place(place.context("no place")?, holder.context("no holder")?)
+        Self::in_place(place.context("no place")?, holder.context("no holder")?).await
     }
 
     /// The same for a cluster that somebody keeps under this name.
-    pub(crate) fn of_kept(name: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn of_kept(name: &str) -> anyhow::Result<Self> {
         let owned = places()
             .into_iter()
             .filter_map(|place| Some((place.owner()?, place)));
@@ -42,18 +49,31 @@ impl Traces {
             .filter(|(owner, _)| owner.kept.as_deref() == Some(name))
             .find_map(|(owner, place)| Some((place, owner.holder?)));
         let (place, holder) = found.context("no place")?;
-        Self::in_place(place, holder)
+        Self::in_place(place, holder).await
     }
 
-    fn in_place(place: Place, holder: Process) -> anyhow::Result<Self> {
+    async fn in_place(place: Place, holder: Process) -> anyhow::Result<Self> {
         let namespaces = ["pid", "uts"].map(|kind| {
             let path = format!("/proc/{}/ns/{kind}", holder.pid());
             Ok((File::open(&path)?, fs::read_link(path)?))
         });
+        let cgroups = place.cgroup().folders().into_iter();
+        // Without a real node it has none.
+        let cgroups = cgroups.filter(|folder| folder.exists());
+        let folder = ("folder", place.folder().to_owned());
+        let folders = [folder]
+            .into_iter()
+            .chain(cgroups.map(|path| ("cgroup", path)))
+            .map(|(kind, path)| Ok((kind, path.clone(), File::open(path)?)));
+        let folders = folders.collect::<std::io::Result<_>>()?;
+        let name = format!(" {}@", place.network().link());
+        let link = links().await?.into_iter().find(|link| link.contains(&name));
         Ok(Self {
             place,
             holder,
             namespaces: namespaces.into_iter().collect::<std::io::Result<_>>()?,
+            folders,
+            link: link.context("no link")?,
         })
     }
 
@@ -69,28 +89,25 @@ impl Traces {
             found.push("its first process".to_owned());
         }
         found.extend(self.processes());
-        let folder = self.place.folder();
+        let left = self.folders.iter().filter(|(_, path, held)| {
+            let there = fs::metadata(path).and_then(|found| Ok((found, held.metadata()?)));
+            there.is_ok_and(|(found, held)| (found.dev(), found.ino()) == (held.dev(), held.ino()))
+        });
+        found.extend(left.map(|(kind, path, _)| format!("{kind} {}", path.display())));
+        let links = links().await?;
+        let link = links.iter().find(|link| **link == self.link);
+        found.extend(link.map(|link| format!("link {link}")));
+        // No cluster mounts anything there on the machine itself, nor does the next one.
+        let ours = |line: &&String| {
+            let mut words = line.split(' ');
+            words.any(|word| Path::new(word).starts_with(self.place.folder()))
+        };
         found.extend(
-            folder
-                .exists()
-                .then(|| format!("folder {}", folder.display())),
+            mounts()?
+                .iter()
+                .filter(ours)
+                .map(|line| format!("mount {line}")),
         );
-        let links = run(Command::new("ip").args(["-oneline", "link"])).await?;
-        let link = self.place.network().link();
-        found.extend(
-            links
-                .contains(&format!(" {link}@"))
-                .then(|| format!("link {link}")),
-        );
-        let cgroups = self.place.cgroup().folders();
-        let left = cgroups.iter().filter(|folder| folder.exists());
-        found.extend(left.map(|folder| format!("cgroup {}", folder.display())));
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let marks = [folder.display().to_string(), "nsfs".to_owned()];
-        let ours = mounts
-            .lines()
-            .filter(|line| marks.iter().any(|mark| line.contains(mark)));
-        found.extend(ours.map(|line| format!("mount {line}")));
         Ok(found)
     }
 
@@ -111,12 +128,30 @@ impl Traces {
     }
 }
 
+/// The machine's links by number and name, such as `12: eth0@if13`.
+async fn links() -> anyhow::Result<Vec<String>> {
+    let links = run(Command::new("ip").args(["-oneline", "link"])).await?;
+    let links = links.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ": ");
+        Some(format!("{}: {}", parts.next()?, parts.next()?))
+    });
+    Ok(links.collect())
+}
+
+/// The machine's mounts, by proc_pid_mountinfo(5).
+fn mounts() -> std::io::Result<Vec<String>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts.lines().map(str::to_owned).collect())
+}
+
 /// What belongs to the whole machine and no cluster may change: sysctls that a
-/// kubelet sets, and chains of the machine's own iptables.
+/// kubelet sets, chains of the machine's own iptables, and namespaces that are kept
+/// by a mount, as those of Pods are inside.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     sysctls: Vec<String>,
     chains: BTreeSet<String>,
+    namespaces: Vec<String>,
 }
 
 impl Settings {
@@ -145,6 +180,10 @@ impl Settings {
                 .map(|name| read(name).unwrap_or_default())
                 .collect(),
             chains: chains.map(str::to_owned).collect(),
+            namespaces: mounts()?
+                .into_iter()
+                .filter(|line| line.contains("nsfs"))
+                .collect(),
         })
     }
 }

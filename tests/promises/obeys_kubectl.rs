@@ -29,8 +29,8 @@ const CONFINED: [(&str, &str); 4] = [
 async fn kubectl_explains_waits_scales_and_deletes_with_a_drain() -> anyhow::Result<()> {
     let llava = Installed::start().await?;
     let mut deployment = llava_shapes()?;
-    // Slow enough that an answer outlasts the command that deletes its worker.
-    let slow = BTreeMap::from([("cpu".to_owned(), Quantity("100m".to_owned()))]);
+    // Slow enough to be caught in the middle of an answer.
+    let slow = BTreeMap::from([("cpu".to_owned(), Quantity("50m".to_owned()))]);
     deployment.spec.resources = Some(Resources {
         requests: slow.clone(),
         limits: slow,
@@ -86,12 +86,16 @@ async fn drains(llava: &Installed) -> anyhow::Result<()> {
         answer.map(|answer| (answer, after))
     });
     first_words.await?;
+    let worker = llava.workers("llava-shapes").await?.remove(0).name_any();
+    // However long the deletion takes, it meets the worker in the middle of the answer.
+    llava.signal(&worker, "STOP").await?;
     llava
         .kubectl(&["delete", "lld", "llava-shapes", "--wait=false"])
         .await?;
     llava.wait_workers("llava-shapes", 0).await?;
     // The only worker has been told to end.
     told.store(true, Ordering::SeqCst);
+    llava.signal(&worker, "CONT").await?;
     let (answer, after) = answer.await??;
     ensure!(
         answer.is_whole() && answer.done,
@@ -129,9 +133,8 @@ async fn workers_are_confined_and_others_are_not_let_in() -> anyhow::Result<()> 
 async fn process_status(llava: &Installed, pod: &str) -> anyhow::Result<String> {
     // As in `Installed::kill`: a process is known by the name in its environment.
     let script = format!(
-        "for process in /proc/[0-9]*; do
-           if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx POD_NAME={pod}; then
-             cat $process/status; exit; fi; done; exit 1"
+        "found=$(grep -lzxF POD_NAME={pod} /proc/[0-9]*/environ 2>/dev/null | head -n 1)
+         cat ${{found%environ}}status"
     );
     Ok(llava
         .cluster()

@@ -154,6 +154,7 @@ impl Run<'_> {
         };
         let writes = operator.faults.writes().len();
         operator.kill().await;
+        history.caught_up().await?;
         self.check_bounds(&before, &history.events())?;
         let mut lives = history.lives();
         // The default account and the like are Kubernetes' own.

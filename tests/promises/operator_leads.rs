@@ -77,6 +77,7 @@ async fn a_dead_leaders_work_is_finished_by_the_other_and_nothing_is_done_twice(
         (status.available_replicas == 4).then_some(())
     };
     wait_for("the other to take over", TAKEOVER, grown).await?;
+    history.caught_up().await?;
     let lives = history.lives();
     let ours: Vec<_> = lives
         .iter()

@@ -182,14 +182,14 @@ async fn a_worker_that_cannot_be_read_counts_as_its_pod_does() -> anyhow::Result
     wait_for("the kind to take anything", SOON, spoil).await?;
 
     // Its Pod answers, so that one more makes three.
-    let created = scene.pods_created();
+    let history = scene.record_pods().await?;
     scene.change("llava", json!({"replicas": 3})).await?;
     let three =
         |status: &LlavaDeploymentStatus| status.available_replicas == 3 && status.replicas == 3;
     scene.wait("llava", three).await?;
     let pods: Api<Pod> = scene.api();
     assert_eq!(pods.get(&name).await?.uid(), victim.uid());
-    assert_eq!(scene.pods_created(), created + 1);
+    assert_eq!(history.created().await?, 1);
 
     let fault = json!({"metadata": {"annotations": {"fake.llava.dev/fault": "failed"}}});
     pods.patch(&name, &PatchParams::default(), &Patch::Merge(fault))
@@ -197,7 +197,7 @@ async fn a_worker_that_cannot_be_read_counts_as_its_pod_does() -> anyhow::Result
     let gone = async || anything.get_opt(&name).await.ok()?.is_none().then_some(());
     wait_for("it to go with its Pod", SOON, gone).await?;
     scene.wait("llava", three).await?;
-    assert_eq!(scene.pods_created(), created + 2);
+    assert_eq!(history.created().await?, 2);
     Ok(())
 }
 

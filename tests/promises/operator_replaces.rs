@@ -44,7 +44,7 @@ async fn an_evicted_a_rejected_and_a_failed_worker_are_each_replaced_once() -> a
         scene
             .serve(name, json!({"replicas": 2, "accelerator": {"count": 1}}))
             .await?;
-        let created = scene.pods_created();
+        let history = scene.record_pods().await?;
         let victim = scene.pods(name).await?.remove(0);
         let status = json!({"status": {
             "phase": "Failed", "reason": word, "message": "the node cannot keep it",
@@ -66,7 +66,7 @@ async fn an_evicted_a_rejected_and_a_failed_worker_are_each_replaced_once() -> a
         let two =
             |status: &LlavaDeploymentStatus| status.available_replicas == 2 && status.replicas == 2;
         scene.wait(name, two).await?;
-        assert_eq!(scene.pods_created(), created + 1, "{name} is replaced once");
+        assert_eq!(history.created().await?, 1, "{name} is replaced once");
         let of = ListParams::default().labels(&format!("llava.dev/deployment={name}"));
         let workers: Api<LlavaWorker> = scene.api();
         // The object of the ended one goes after its Pod and its Lease.
@@ -106,7 +106,7 @@ async fn workers_of_a_lost_node_are_replaced_once_and_elsewhere() -> anyhow::Res
     let lost = node(&pods[0]).to_owned();
     let gone = pods.iter().filter(|pod| node(pod) == lost).count();
     assert!(gone < 4, "all workers are on one node");
-    let created = scene.pods_created();
+    let history = scene.record_pods().await?;
     scene.cluster.lose_node(&lost).await?;
     let elsewhere = async || {
         let pods = scene.pods("llava").await.ok()?;
@@ -121,6 +121,6 @@ async fn workers_of_a_lost_node_are_replaced_once_and_elsewhere() -> anyhow::Res
     let four =
         |status: &LlavaDeploymentStatus| status.available_replicas == 4 && status.replicas == 4;
     scene.wait("llava", four).await?;
-    assert_eq!(scene.pods_created(), created + gone);
+    assert_eq!(history.created().await?, gone);
     Ok(())
 }

@@ -59,15 +59,19 @@ async fn a_deployment_sleeps_at_zero_wakes_for_one_request_and_grows_with_the_qu
     let asleep =
         |status: &crds::LlavaDeploymentStatus| status.summary.as_deref() == Some("ScaledToZero");
     scene.wait("llava", asleep).await?;
-    demand(&scene, 1, 0, 1).await?;
-    scene
-        .wait("llava", |status| status.available_replicas == 1)
-        .await?;
-    demand(&scene, 2, 5, 0).await?;
-    scene
-        .wait("llava", |status| status.available_replicas == 3)
-        .await?;
-    demand(&scene, 3, 0, 0).await?;
+    let deployments: Api<LlavaDeployment> = scene.api();
+    let mut second = 0;
+    for (in_flight, waiting, workers) in [(0, 1, 1), (5, 0, 3)] {
+        let grown = async || {
+            // What a router does not say again counts for nothing soon.
+            second += 1;
+            demand(&scene, second, in_flight, waiting).await.ok()?;
+            let status = deployments.get("llava").await.ok()?.status?;
+            (status.available_replicas == workers).then_some(())
+        };
+        wait_for("workers for the demand", SOON, grown).await?;
+    }
+    demand(&scene, second + 1, 0, 0).await?;
     scene.wait("llava", asleep).await?;
     Ok(())
 }

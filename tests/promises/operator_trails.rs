@@ -217,6 +217,7 @@ async fn whichever_cache_is_behind_nothing_is_made_or_removed_twice() -> anyhow:
             (pods.items.len() == 1).then_some(())
         };
         wait_for("the Pods to go", SOON, gone).await?;
+        history.caught_up().await?;
         let sum = |kind: &str| {
             let lives = history.lives();
             let of_kind = lives.iter().filter(|(name, _)| name.starts_with(kind));
@@ -236,7 +237,8 @@ async fn what_no_watch_told_is_found_in_the_next_list() -> anyhow::Result<()> {
     let scene = Scene::start(1).await?;
     scene.serve("llava", json!({"replicas": 3})).await?;
     let names = workers(&scene).await?;
-    let (before, created) = (scene.pod_uids("llava").await?, scene.pods_created());
+    let before = scene.pod_uids("llava").await?;
+    let history = scene.record_pods().await?;
     scene.operator.faults.lose(&["pods", "llavaworkers"]);
     let at_once = DeleteParams::default().grace_period(0);
     scene.api::<Pod>().delete(&names[0], &at_once).await?;
@@ -259,6 +261,6 @@ async fn what_no_watch_told_is_found_in_the_next_list() -> anyhow::Result<()> {
         status.available_replicas == 3 && status.summary.as_deref() == Some("Ready")
     };
     scene.wait("llava", three).await?;
-    assert_eq!(scene.pods_created(), created + 2);
+    assert_eq!(history.created().await?, 2);
     Ok(())
 }

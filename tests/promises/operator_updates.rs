@@ -1,11 +1,15 @@
 //! A rollout can be held, and one that stands still says why.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crds::LlavaDeploymentStatus;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
+use tests::cluster::wait_for;
 use tests::operator::{Scene, WORKER_IMAGE};
+
+const SOON: Duration = Duration::from_secs(40);
 
 fn progressing<'a>(
     status: &'a LlavaDeploymentStatus,
@@ -58,9 +62,13 @@ async fn a_paused_rollout_changes_nothing_but_the_number_until_it_goes_on() -> a
             && progressing(status, "True", "Complete").is_some()
     };
     scene.wait("llava", done).await?;
-    let events = scene.events("LlavaDeployment").await?;
     for word in ["RolloutPaused", "RolloutStarted", "RolloutComplete"] {
-        assert!(events.iter().any(|event| event == word), "{events:?}");
+        // An Event follows the status: nothing waits for it.
+        let heard = async || {
+            let events = scene.events("LlavaDeployment").await.ok()?;
+            events.iter().any(|event| event == word).then_some(())
+        };
+        wait_for(word, SOON, heard).await?;
     }
     Ok(())
 }

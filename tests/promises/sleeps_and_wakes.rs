@@ -1,12 +1,15 @@
 //! A deployment without requests goes to sleep; the first request wakes it and is
 //! held until a worker can answer.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crds::autoscaling::Autoscaling;
 use crds::engine::{Engine, NativeEngine};
+use crds::resources::Resources;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tests::ask::Question;
-use tests::cluster::wait_for;
+use tests::cluster::{REAL_NODE, wait_for};
 use tests::install::{Installed, PATIENCE, example_image, llava_shapes};
 use tokio::task::JoinSet;
 
@@ -19,7 +22,12 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
     let llava = Installed::start().await?;
     let mut deployment = llava_shapes()?;
     deployment.spec.replicas = None;
-    // One answer after the other, so that their ends show their order.
+    // One slow answer after the other, so that their ends show their order.
+    let slow = BTreeMap::from([("cpu".to_owned(), Quantity("100m".to_owned()))]);
+    deployment.spec.resources = Some(Resources {
+        requests: slow.clone(),
+        limits: slow,
+    });
     deployment.spec.engine = Engine {
         native: Some(NativeEngine {
             max_running_requests: Some(1),
@@ -41,7 +49,10 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
     })
     .await?;
 
+    // No worker comes up before all of them are there.
+    llava.cluster().kubectl(&["cordon", REAL_NODE]).await?;
     let question = Question::about(example_image("shapes.png")?, "What is in the image?");
+    let question = question.endless().max_tokens(200);
     let ended = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
     for number in 0..HELD {
@@ -69,6 +80,7 @@ async fn an_idle_deployment_sleeps_and_its_first_requests_wake_it_and_are_answer
         llava.workers("llava-shapes").await?.len() <= 1 && ended.lock().unwrap().is_empty(),
         "all were held while the worker came up"
     );
+    llava.cluster().kubectl(&["uncordon", REAL_NODE]).await?;
     clients
         .join_all()
         .await

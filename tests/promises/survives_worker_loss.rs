@@ -4,12 +4,41 @@
 use std::collections::BTreeMap;
 
 use crds::resources::Resources;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use tests::ask::Question;
-use tests::install::{Installed, example_image, llava_shapes};
+use tests::cluster::wait_for;
+use tests::install::{Installed, PATIENCE, example_image, llava_shapes};
 use tests::load::Load;
 use tokio::sync::oneshot;
+
+/// Waits until a worker answers whose name and number of restarts are as asked.
+async fn answers(
+    llava: &Installed,
+    question: &Question,
+    is_new: impl Fn(&String, i32) -> bool,
+) -> anyhow::Result<()> {
+    let asker = llava.asker().await?;
+    let restarts = |pod: Pod| {
+        let status = pod.status.unwrap_or_default();
+        let containers = status.container_statuses.unwrap_or_default();
+        containers.iter().map(|one| one.restart_count).sum::<i32>()
+    };
+    let answered = async || {
+        // A worker that starts again has done so before it is asked.
+        let workers = llava.workers("llava-shapes").await.ok()?;
+        let named = workers
+            .into_iter()
+            .map(|pod| (pod.name_any(), restarts(pod)));
+        let mut new = named.filter(|(name, restarts)| is_new(name, *restarts));
+        let answer = asker.whole(question).await.ok()?;
+        let worker = answer.worker.clone().filter(|_| answer.is_whole())?;
+        new.any(|(name, _)| name == worker).then_some(())
+    };
+    wait_for("the replacement to answer", PATIENCE, answered).await?;
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_deleted_worker_finishes_its_streams_and_is_replaced() -> anyhow::Result<()> {
@@ -19,21 +48,13 @@ async fn a_deleted_worker_finishes_its_streams_and_is_replaced() -> anyhow::Resu
     let question = Question::about(example_image("shapes.png")?, "What is in the image?");
     let load = Load::start(&llava.asker().await?, &question, 4);
 
-    let victim = llava.workers("llava-shapes").await?.remove(0).name_any();
+    let before = llava.workers("llava-shapes").await?;
+    let before: Vec<String> = before.iter().map(|pod| pod.name_any()).collect();
     llava
-        .kubectl(&["delete", "pod", &victim, "--wait=true", "--timeout=60s"])
+        .kubectl(&["delete", "pod", &before[0], "--wait=true", "--timeout=60s"])
         .await?;
+    answers(&llava, &question, |name, _| !before.contains(name)).await?;
     llava.wait_ready("llava-shapes", 2).await?;
-    let names: Vec<String> = llava
-        .workers("llava-shapes")
-        .await?
-        .iter()
-        .map(|pod| pod.name_any())
-        .collect();
-    assert!(
-        !names.contains(&victim),
-        "a new worker, not the old one: {names:?}"
-    );
 
     let account = load.stop().await;
     assert!(
@@ -48,9 +69,9 @@ async fn a_deleted_worker_finishes_its_streams_and_is_replaced() -> anyhow::Resu
 async fn a_worker_killed_mid_stream_cuts_that_stream_with_one_error_event_and_no_other()
 -> anyhow::Result<()> {
     let llava = Installed::start().await?;
-    // Slow enough that the kill comes before the end of the answer.
+    // Slow enough that the kill comes long before the end of the answer.
     let mut deployment = llava_shapes()?;
-    let slow = BTreeMap::from([("cpu".to_owned(), Quantity("100m".to_owned()))]);
+    let slow = BTreeMap::from([("cpu".to_owned(), Quantity("50m".to_owned()))]);
     deployment.spec.resources = Some(Resources {
         requests: slow.clone(),
         limits: slow,
@@ -61,6 +82,9 @@ async fn a_worker_killed_mid_stream_cuts_that_stream_with_one_error_event_and_no
     let image = example_image("shapes.png")?;
     let question = Question::about(image, "What is in the image?");
 
+    // The cut stream is the only one: a whole answer that breaks is asked of another worker.
+    let mut load = Load::of_whole_answers(&asker, &question, 4);
+    load.is_under_way().await;
     let endless = question.clone().endless();
     let (began, first_words) = oneshot::channel();
     let mut began = Some(began);
@@ -74,9 +98,7 @@ async fn a_worker_killed_mid_stream_cuts_that_stream_with_one_error_event_and_no
         watcher.watch(&endless, tell).await
     });
     let worker = first_words.await?;
-    // The cut stream is the only one: a whole answer that breaks is asked of another worker.
-    let mut load = Load::of_whole_answers(&asker, &question, 4);
-    load.is_under_way().await;
+    let before = llava.workers("llava-shapes").await?;
     llava.kill(&worker).await?;
 
     let cut = cut.await??;
@@ -89,6 +111,11 @@ async fn a_worker_killed_mid_stream_cuts_that_stream_with_one_error_event_and_no
         !cut.done,
         "a cut stream does not pretend to be whole: {cut:?}"
     );
+    // The container starts again in its Pod, or another worker comes.
+    let known = before.iter().map(ResourceExt::name_any);
+    let known: Vec<String> = known.collect();
+    let is_new = |name: &String, restarts| !known.contains(name) || restarts > 0;
+    answers(&llava, &question, is_new).await?;
     llava.wait_ready("llava-shapes", 2).await?;
     let account = load.stop().await;
     assert!(

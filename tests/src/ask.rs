@@ -79,7 +79,8 @@ impl Question {
     #[must_use]
     pub fn endless(mut self) -> Self {
         self.endless = true;
-        self.max_tokens = 400;
+        // Nearly the whole context of llava-shapes, and room for an image and a question.
+        self.max_tokens = 900;
         self
     }
 

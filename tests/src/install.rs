@@ -204,9 +204,8 @@ impl Installed {
         // Every container runs in the cluster's PID namespace, where a process
         // is known by the name that the downward API gave it.
         let script = format!(
-            "found=1; for process in /proc/[0-9]*; do
-               if tr '\\0' '\\n' <$process/environ 2>/dev/null | grep -qx POD_NAME={pod}; then
-                 kill -s {signal} ${{process#/proc/}} && found=0; fi; done; exit $found"
+            "found=$(grep -lzxF POD_NAME={pod} /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3)
+             kill -s {signal} $found"
         );
         run(self.cluster.inside("sh").args(["-c", &script])).await?;
         Ok(())

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crds::name::label;
 use crds::{LlavaDeployment, LlavaDeploymentStatus};
-use http::Method;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, wait_for};
 use crate::fault::Faults;
+use crate::history::{History, kind};
 
 /// The image that workers get by default.
 pub const WORKER_IMAGE: &str = "llava-worker:test";
@@ -209,14 +209,13 @@ impl Scene {
             .collect())
     }
 
-    /// How many Pods the operator has asked for since it started.
-    #[must_use]
-    pub fn pods_created(&self) -> usize {
-        let writes = self.operator.faults.writes();
-        let creations = writes
-            .iter()
-            .filter(|call| call.method == Method::POST && call.path.ends_with("/pods"));
-        creations.count()
+    /// The history of the Pods of the default namespace from now on. What the operator
+    /// asked for tells less: it asks again for a Pod when no answer came.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn record_pods(&self) -> anyhow::Result<History> {
+        History::record(&self.cluster.client(), "default", &[kind::<Pod>()]).await
     }
 
     /// Reasons of the Events about objects of a kind, in no order.

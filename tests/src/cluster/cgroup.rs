@@ -4,7 +4,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::{command, error::Error};
@@ -58,7 +57,7 @@ impl Cgroup {
     pub(super) async fn remove(&self) -> Result<(), Error> {
         for folder in self.folders() {
             let what = format!("the removal of the cgroup {}", folder.display());
-            command::wait_for(&what, Duration::from_secs(5), async || {
+            command::wait_for(&what, command::STEP, async || {
                 remove_tree(&folder);
                 (!folder.exists()).then_some(())
             })

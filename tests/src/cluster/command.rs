@@ -53,6 +53,10 @@ pub(super) fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// The deadline of each step of a cluster's start and end. It is generous: it
+/// tells a broken cluster from a busy machine.
+pub(super) const STEP: Duration = Duration::from_secs(120);
+
 /// How long one question of [`wait_for`] may take.
 const PROBE: Duration = Duration::from_secs(20);
 /// How long to wait between two of them, at first,

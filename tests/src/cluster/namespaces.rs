@@ -3,7 +3,7 @@
 //! other process in them and drops every mount, link and iptables chain. That is
 //! what makes the end of a cluster complete, however it comes about.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio};
 
 use tokio::process::{Child, Command};
 
@@ -67,7 +67,8 @@ impl Namespaces {
             source,
         })?;
         let parent = unshare.id().unwrap_or_default();
-        let holder = command::wait_for("the first process of the cluster", SHORT, async || {
+        let what = "the first process of the cluster";
+        let holder = command::wait_for(what, command::STEP, async || {
             let pid = child_of(parent)?;
             // By then its /proc is mounted.
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
@@ -109,8 +110,6 @@ impl Namespaces {
         Ok(())
     }
 }
-
-const SHORT: Duration = Duration::from_secs(10);
 
 /// A command inside the namespaces whose first process is `holder`.
 pub(super) fn enter(holder: u32, program: &Path) -> Command {

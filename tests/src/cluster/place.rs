@@ -7,7 +7,6 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -68,10 +67,12 @@ impl Process {
         }
     }
 
-    /// Waits for its end.
-    pub(super) async fn end(self, within: Duration) -> Result<(), Error> {
+    /// Kills it and waits for its end.
+    async fn end(self) -> Result<(), Error> {
+        self.signal("KILL").await;
         let what = format!("the end of process {}", self.pid);
-        command::wait_for(&what, within, async || (!self.is_alive()).then_some(())).await
+        let gone = async || (!self.is_alive()).then_some(());
+        command::wait_for(&what, command::STEP, gone).await
     }
 }
 
@@ -153,32 +154,43 @@ impl Place {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Writes down who holds it.
+    /// Writes down who holds it. A sweep may read meanwhile, and takes a place
+    /// whose note it cannot read for one that nobody holds: it finds the note of
+    /// before or the new one, whole.
     pub(super) fn note(&self, owner: &Owner) -> Result<(), Error> {
         let path = self.folder.join(OWNER);
+        let beside = path.with_extension("new");
         let text = serde_json::to_vec(owner).unwrap_or_default();
-        fs::write(&path, text).map_err(Error::file("write", path))
+        fs::write(&beside, text).map_err(Error::file("write", &beside))?;
+        fs::rename(beside, &path).map_err(Error::file("write", path))
     }
 
-    /// Ends what runs there and takes everything away.
+    /// Ends what runs there, takes everything away and leaves the place to others.
     ///
     /// # Errors
     /// When something would not go; the place then stays taken, and the next
     /// sweep tries again.
-    pub async fn clear(&self, holder: Option<Process>) -> Result<(), Error> {
+    pub async fn give_back(&self, holder: Option<Process>) -> Result<(), Error> {
         if let Some(holder) = holder {
-            holder.signal("KILL").await;
-            holder.end(Duration::from_secs(20)).await?;
+            // What takes longest, before others have to wait.
+            holder.end().await?;
+        }
+        // A place that is half taken away looks like one of a dead owner.
+        let _lock = Lock::take()?;
+        self.clear(holder).await?;
+        // The last one out: it fails as long as another cluster is there.
+        let _ = fs::remove_dir(ROOT);
+        Ok(())
+    }
+
+    /// Ends what runs there and takes everything away; needs the lock.
+    async fn clear(&self, holder: Option<Process>) -> Result<(), Error> {
+        if let Some(holder) = holder {
+            holder.end().await?;
         }
         self.network().disconnect().await;
         self.cgroup().remove().await?;
-        fs::remove_dir_all(&self.folder).map_err(Error::file("remove", &self.folder))?;
-        // The last one out: it fails as long as another cluster is there. Who
-        // claims a place holds the lock, and still needs the folder.
-        if File::open(ROOT).is_ok_and(|root| root.try_lock().is_ok()) {
-            let _ = fs::remove_dir(ROOT);
-        }
-        Ok(())
+        fs::remove_dir_all(&self.folder).map_err(Error::file("remove", &self.folder))
     }
 }
 
@@ -271,19 +283,24 @@ mod tests {
         assert_eq!(Process::of(u32::MAX), None);
     }
 
-    #[test]
-    fn a_note_that_was_cut_short_has_no_owner() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn place_in(folder: &Path) -> (Place, Owner) {
         let place = Place {
             number: 0,
-            folder: folder.path().to_owned(),
+            folder: folder.to_owned(),
         };
-        assert!(place.owner().is_none());
         let owner = Owner {
             supervisor: Process::of(std::process::id()).expect("this process"),
             holder: None,
             kept: None,
         };
+        (place, owner)
+    }
+
+    #[test]
+    fn a_note_that_was_cut_short_has_no_owner() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (place, owner) = place_in(folder.path());
+        assert!(place.owner().is_none());
         place.note(&owner).expect("a note");
         assert_eq!(
             place.owner().map(|found| found.supervisor),
@@ -293,5 +310,21 @@ mod tests {
         let text = fs::read(&note).expect("the note");
         fs::write(&note, &text[..text.len() / 2]).expect("a cut");
         assert!(place.owner().is_none());
+    }
+
+    #[test]
+    fn whoever_reads_a_note_that_is_written_anew_reads_a_whole_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (place, owner) = place_in(folder.path());
+        place.note(&owner).expect("a note");
+        let before = fs::read(folder.path().join(OWNER)).expect("the note");
+        let mut reader = File::open(folder.path().join(OWNER)).expect("the note");
+        let kept = Some("later".to_owned());
+        place.note(&Owner { kept, ..owner }).expect("another");
+        let mut read = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut read).expect("a read");
+        assert_eq!(read, before, "it has the file of before");
+        let found = place.owner().expect("an owner");
+        assert_eq!(found.kept.as_deref(), Some("later"));
     }
 }

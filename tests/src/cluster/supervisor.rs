@@ -2,7 +2,7 @@
 //! them, and takes everything away at the end. It is a process of its own so
 //! that it outlives a test that is killed.
 
-use std::{collections::BTreeMap, fs::File, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs::File, net::Ipv4Addr, path::PathBuf};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::{
@@ -23,10 +23,6 @@ use super::{
     program::{Program, REAL_NODE},
     site,
 };
-
-/// The deadline of each step of the start. It is generous: it tells a broken
-/// cluster from a busy machine.
-const STEP: Duration = Duration::from_secs(120);
 
 /// What a cluster is to have.
 #[derive(Clone, Debug, Default)]
@@ -179,9 +175,9 @@ impl Supervisor {
     /// When something would not go.
     pub async fn stop(self) -> Result<(), Error> {
         self.keep_logs();
-        let cleared = self.place.clear(self.owner.holder).await;
+        let given = self.place.give_back(self.owner.holder).await;
         drop(self.running);
-        cleared
+        given
     }
 
     /// Copies the logs out of the place, when the environment says where to.
@@ -262,7 +258,7 @@ impl Supervisor {
     ) -> Result<T, Error> {
         let place = &self.place;
         let running = &mut self.running;
-        command::wait_for(what, STEP, async || {
+        command::wait_for(what, command::STEP, async || {
             let mut programs = running.iter_mut();
             let ended = programs.find_map(|(program, child)| {
                 (!matches!(child.try_wait(), Ok(None))).then_some(program)

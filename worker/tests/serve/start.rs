@@ -18,12 +18,15 @@ async fn status(worker: &Worker) -> Value {
 #[tokio::test]
 async fn every_step_of_the_start_is_in_the_log_the_metrics_and_the_status() {
     let worker = Worker::start(&[]).await;
-    let log = worker.log();
-    let logged: Vec<_> = log
-        .iter()
-        .filter_map(|entry| entry["step"].as_str())
-        .collect();
-    assert_eq!(logged, STEPS);
+    let logged = || -> Vec<String> {
+        let log = worker.log();
+        let steps = log.iter().filter_map(|entry| entry["step"].as_str());
+        steps.map(str::to_owned).collect()
+    };
+    // What is logged may be read a moment after the worker is ready.
+    let all = async || logged().len() == STEPS.len();
+    worker.until("every step in the log", all).await;
+    assert_eq!(logged(), STEPS);
     let status = status(&worker).await;
     assert_eq!(status["load"]["phase"], "serving");
     assert_eq!(status["loaded"], 1.0);
