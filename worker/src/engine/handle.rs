@@ -7,28 +7,26 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use shell::clock;
+use tokio_util::sync::CancellationToken;
 
 use super::request::{Failure, Request};
 
-/// What the engine is told.
+/// A request on its way into the engine.
 #[derive(Debug)]
-pub(super) enum Command {
-    /// Answer this.
-    Submit {
-        /// What is asked.
-        request: Box<Request>,
-        /// When it was handed in.
-        at: Instant,
-    },
-    /// End everything that runs or waits with an error.
-    Abort,
+pub(super) struct Submission {
+    /// What is asked.
+    pub request: Box<Request>,
+    /// When it was handed in.
+    pub at: Instant,
 }
 
 /// A way to the engine thread. The engine ends when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    pub(super) commands: Sender<Command>,
+    pub(super) inbox: Sender<Submission>,
     pub(super) pulse: Arc<Pulse>,
+    /// Cancelled when everything is to end.
+    pub(super) aborted: CancellationToken,
 }
 
 /// What the engine shows of itself after each step.
@@ -118,20 +116,28 @@ impl EngineHandle {
     /// Hands in a request; its events go where it says.
     ///
     /// # Errors
-    /// [`Failure::Gone`] when the engine thread has ended.
+    /// [`Failure::Gone`] when the engine thread has ended, [`Failure::Stopping`] after [`Self::abort`].
     pub fn submit(&self, request: Request) -> Result<(), Failure> {
-        self.commands
-            .send(Command::Submit {
+        if self.aborted.is_cancelled() {
+            return Err(Failure::Stopping);
+        }
+        self.inbox
+            .send(Submission {
                 request: Box::new(request),
                 at: clock::now(),
             })
             .map_err(|_| Failure::Gone)
     }
 
-    /// Ends everything that runs or waits with [`Failure::Stopping`].
+    /// Ends everything that runs or waits, and whatever is handed in later, with
+    /// [`Failure::Stopping`]. The engine does so after the step under way.
     pub fn abort(&self) {
-        // Without an engine nothing runs.
-        let _ = self.commands.send(Command::Abort);
+        self.aborted.cancel();
+    }
+
+    /// Comes true with [`Self::abort`], however long the step under way takes.
+    pub async fn aborted(&self) {
+        self.aborted.cancelled().await;
     }
 
     /// What the engine shows of itself.

@@ -1,11 +1,12 @@
 //! The scheduler: one pure function from what is known to what happens next.
 //!
 //! The rules, in the order they are applied:
-//! 1. Who waited too long is given up.
-//! 2. When running sequences outgrow the KV memory, the one admitted last goes
+//! 1. When running sequences outgrow the KV memory, the one admitted last goes
 //!    back to the queue (it loses no text, only time); the first one never does.
-//! 3. Those who wait come in, first come first served, while there are a slot
+//! 2. Those who wait come in, first come first served, while there are a slot
 //!    and memory; they begin with what a slot already holds of them.
+//! 3. Who is left out and waited too long is given up, and holds nobody back:
+//!    nobody is refused for want of what is free.
 //! 4. Slots that are kept for later give way, least recently used first.
 //!    A step that moved anybody computes nothing: the next one follows at once
 //!    and knows who runs, so that a newcomer never waits out a chunk of others.
@@ -72,29 +73,15 @@ impl Admission {
 /// Decides on the next step.
 #[must_use]
 pub fn plan(state: &State, now: Instant) -> Step {
-    let mut step = Step {
-        expire: expired(state, now),
-        ..Step::default()
-    };
+    let mut step = Step::default();
     let mut committed = state.committed();
     preempt(state, &mut step, &mut committed);
-    if step.preempt.is_empty() {
-        admit(state, &mut step, &mut committed);
-    }
+    admit(state, now, &mut step, &mut committed);
     evict(state, &mut step, committed);
     if !step.moves() {
         fill(state, &mut step);
     }
     step
-}
-
-fn expired(state: &State, now: Instant) -> Vec<SequenceId> {
-    state
-        .waiting
-        .iter()
-        .filter(|waiting| waiting.deadline.is_some_and(|deadline| deadline <= now))
-        .map(|waiting| waiting.id)
-        .collect()
 }
 
 fn preempt(state: &State, step: &mut Step, committed: &mut usize) {
@@ -107,21 +94,26 @@ fn preempt(state: &State, step: &mut Step, committed: &mut usize) {
     }
 }
 
-fn admit(state: &State, step: &mut Step, committed: &mut usize) {
+/// Who comes in, and who is given up.
+fn admit(state: &State, now: Instant, step: &mut Step, committed: &mut usize) {
     let mut free: Vec<usize> = (0..state.slots.len())
         .filter(|&slot| !matches!(state.slots[slot], Slot::Owned))
         .collect();
     let mut running = state.running.len();
     // What another admission of this step has overwritten is nobody's source.
     let mut taken: Vec<usize> = Vec::new();
+    // Somebody further ahead goes on waiting.
+    let mut held_back = !step.preempt.is_empty();
     for waiting in &state.waiting {
-        if step.expire.contains(&waiting.id) {
-            continue;
-        }
         // Room for one more token of each, or the newcomer would be the next to go.
         let room = *committed + waiting.key.len() + running < state.budget.kv_tokens;
-        if free.is_empty() || !(room || running == 0) {
-            break;
+        if held_back || free.is_empty() || !(room || running == 0) {
+            if waiting.deadline.is_some_and(|deadline| deadline <= now) {
+                step.expire.push(waiting.id);
+            } else {
+                held_back = true;
+            }
+            continue;
         }
         let source = longest_prefix(state, &waiting.key, &taken);
         let slot = landing(state, &free, source);

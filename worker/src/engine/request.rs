@@ -35,7 +35,7 @@ pub struct Request {
     pub decode: Decode,
     /// When its head came.
     pub arrived: Instant,
-    /// When it is given up, if it has not begun.
+    /// When it is given up, if it has not begun and cannot begin then.
     pub deadline: Option<Instant>,
     /// Where the answer goes. Dropping the other end ends the request.
     pub events: UnboundedSender<Event>,

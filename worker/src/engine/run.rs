@@ -11,19 +11,20 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
 use shell::clock;
+use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
-use super::handle::{Command, EngineHandle, Pulse};
+use super::handle::{EngineHandle, Pulse, Submission};
 use super::metrics::EngineMetrics;
 use super::plan::{Admission, Step, plan};
-use super::request::{Failure, Request};
+use super::request::Failure;
 use super::sequence::Sequence;
 use super::state::{Budget, SequenceId, State, Waiting};
 use super::vision_cache::VisionCache;
 use crate::error_text::chain;
 
-/// Steps in a row in which the model failed on everything, after which it is
-/// taken to be broken for good, as a CUDA device is after a fault.
+/// Steps in a row in which the model failed on everything, after which it has
+/// to prove that it is not broken for good, as a CUDA device is after a fault.
 const BROKEN_AFTER: u32 = 3;
 
 /// How the engine works.
@@ -44,11 +45,13 @@ pub struct EngineOptions {
 /// # Errors
 /// When the system gives no thread.
 pub fn start(backend: impl Backend, options: EngineOptions) -> std::io::Result<EngineHandle> {
-    let (commands, inbox) = channel();
+    let (submissions, inbox) = channel();
     let pulse = Arc::new(Pulse::default());
+    let aborted = CancellationToken::new();
     let handle = EngineHandle {
-        commands,
+        inbox: submissions,
         pulse: Arc::clone(&pulse),
+        aborted: aborted.clone(),
     };
     let state = State::new(options.budget, backend.slots());
     let engine = Engine {
@@ -58,6 +61,7 @@ pub fn start(backend: impl Backend, options: EngineOptions) -> std::io::Result<E
         sequences: HashMap::new(),
         inbox,
         pulse,
+        aborted,
         ids: 0,
         broken: 0,
     };
@@ -72,8 +76,9 @@ struct Engine<B> {
     options: EngineOptions,
     state: State,
     sequences: HashMap<SequenceId, Sequence>,
-    inbox: Receiver<Command>,
+    inbox: Receiver<Submission>,
     pulse: Arc<Pulse>,
+    aborted: CancellationToken,
     ids: SequenceId,
     broken: u32,
 }
@@ -89,6 +94,9 @@ impl<B: Backend> Engine<B> {
         while self.receive() {
             let now = clock::now();
             self.pulse.begin_step(now);
+            if self.aborted.is_cancelled() {
+                self.fail_all(&Failure::Stopping);
+            }
             self.drop_abandoned();
             let step = plan(&self.state, now);
             // Who left is gone now, however long the step takes.
@@ -101,8 +109,7 @@ impl<B: Backend> Engine<B> {
                 .metrics
                 .step_seconds
                 .inc_by(spent.as_secs_f64());
-            if self.broken >= BROKEN_AFTER {
-                tracing::error!("the model failed {BROKEN_AFTER} steps in a row: the engine ends");
+            if self.broken >= BROKEN_AFTER && !self.works_still() {
                 self.fail_all(&Failure::Model);
                 return;
             }
@@ -114,30 +121,23 @@ impl<B: Backend> Engine<B> {
         if self.sequences.is_empty() {
             self.pulse.rest();
             match self.inbox.recv() {
-                Ok(command) => self.take(command),
+                Ok(submission) => self.enqueue(submission),
                 Err(_) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(command) => self.take(command),
+                Ok(submission) => self.enqueue(submission),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.sequences.is_empty(),
             }
         }
     }
 
-    fn take(&mut self, command: Command) {
-        match command {
-            Command::Submit { request, at } => self.enqueue(*request, at),
-            Command::Abort => self.fail_all(&Failure::Stopping),
-        }
-    }
-
-    fn enqueue(&mut self, request: Request, at: Instant) {
+    fn enqueue(&mut self, submission: Submission) {
         let id = self.ids;
         self.ids += 1;
-        let (key, sequence) = Sequence::new(request, at);
+        let (key, sequence) = Sequence::new(*submission.request, submission.at);
         self.options
             .metrics
             .image_queries

@@ -104,7 +104,7 @@ impl Sequence {
         self.request.events.is_closed()
     }
 
-    /// When it is given up, if it has not begun.
+    /// When it is given up, if it has not begun and cannot begin then.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.request.deadline

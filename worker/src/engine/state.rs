@@ -33,7 +33,7 @@ pub struct Waiting {
     pub started: bool,
     /// Tiles of each of its images that must be encoded first, in their order.
     pub tiles: Vec<usize>,
-    /// When it is given up; none once it ran.
+    /// When it is given up, if it cannot come in then; none once it ran.
     pub deadline: Option<Instant>,
 }
 

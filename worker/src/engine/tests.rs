@@ -70,6 +70,15 @@ fn submit_with(
     max_tokens: usize,
     change: impl FnOnce(&mut Request),
 ) -> UnboundedReceiver<Event> {
+    try_submit(engine, prompt, max_tokens, change).unwrap()
+}
+
+fn try_submit(
+    engine: &EngineHandle,
+    prompt: Vec<PromptPiece>,
+    max_tokens: usize,
+    change: impl FnOnce(&mut Request),
+) -> Result<UnboundedReceiver<Event>, Failure> {
     let (events, coming) = unbounded_channel();
     let mut request = Request {
         prompt,
@@ -85,8 +94,8 @@ fn submit_with(
         events,
     };
     change(&mut request);
-    engine.submit(request).unwrap();
-    coming
+    engine.submit(request)?;
+    Ok(coming)
 }
 
 fn answer(mut coming: UnboundedReceiver<Event>) -> Result<(String, FinishReason), Failure> {
@@ -283,8 +292,8 @@ fn a_newcomer_waits_for_the_call_under_way_and_not_for_another_chunk() {
 fn who_waits_too_long_is_told_so() {
     let setup = engine(1, 100_000);
     setup.pace.hold();
-    let _first = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 10);
-    until(|| setup.engine.pulse().stuck_for(clock::now()).is_some());
+    let _first = submit_with(&setup.engine, tokens(5..6), 10, endless);
+    until(|| setup.pace.begun() == 1);
     let late = submit_with(
         &setup.engine,
         vec![PromptPiece::Tokens(vec![6])],
@@ -308,13 +317,15 @@ fn an_abort_ends_everything_with_an_error() {
     assert_eq!(answer(second), Err(Failure::Stopping));
     assert_eq!(answer(first), Err(Failure::Stopping));
     at_rest(&setup.engine);
+    let later = try_submit(&setup.engine, tokens(5..6), 1, |_| ());
+    assert_eq!(later.err(), Some(Failure::Stopping));
 }
 
 #[test]
-fn a_stuck_step_shows_and_a_model_that_always_fails_ends_the_engine() {
+fn a_stuck_step_shows() {
     let setup = engine(1, 1000);
     setup.pace.hold();
-    let held = submit(&setup.engine, vec![PromptPiece::Tokens(vec![5])], 2);
+    let held = submit(&setup.engine, tokens(5..6), 2);
     until(|| {
         setup
             .engine
@@ -324,12 +335,26 @@ fn a_stuck_step_shows_and_a_model_that_always_fails_ends_the_engine() {
     });
     setup.pace.let_go();
     answer(held).unwrap();
+}
+
+#[test]
+fn a_request_at_fault_may_be_repeated_and_a_broken_model_ends_the_engine() {
+    let setup = engine(1, 1000);
+    let fails = |prompt| {
+        assert_eq!(
+            answer(submit(&setup.engine, prompt, 2)),
+            Err(Failure::Model)
+        );
+    };
+    for _ in 0..10 {
+        fails(tokens(FAULT..FAULT + 1));
+    }
+    let prompt = tokens(5..9);
+    let whole = answer(submit(&setup.engine, prompt.clone(), 20)).unwrap();
+    assert_eq!(whole, alone(&prompt, 20));
+    setup.pace.break_down();
     for _ in 0..3 {
-        let _ = answer(submit(
-            &setup.engine,
-            vec![PromptPiece::Tokens(vec![FAULT])],
-            2,
-        ));
+        fails(tokens(5..9));
     }
     until(|| setup.engine.pulse().has_ended());
 }

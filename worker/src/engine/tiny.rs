@@ -2,7 +2,7 @@
 //! only as it is allowed to. Its next token depends on everything its slot holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 
@@ -49,6 +49,7 @@ impl Tiny {
 pub(crate) struct Pace {
     left: AtomicUsize,
     begun: AtomicUsize,
+    broken: AtomicBool,
 }
 
 impl Pace {
@@ -64,6 +65,11 @@ impl Pace {
 
     pub(crate) fn allow(&self, calls: usize) {
         self.left.fetch_add(calls, Ordering::AcqRel);
+    }
+
+    /// From now on every call fails, as on a device after a fault.
+    pub(crate) fn break_down(&self) {
+        self.broken.store(true, Ordering::Release);
     }
 
     /// Calls so far, one that waits included.
@@ -131,6 +137,10 @@ impl Backend for Tiny {
 
     fn forward(&mut self, batch: &[Part]) -> Result<Rows, ForwardError> {
         self.pace.wait();
+        if self.pace.broken.load(Ordering::Acquire) {
+            let problem = "the device is broken".to_owned();
+            return Err(ForwardError::Part { part: 0, problem });
+        }
         let mut rows = Vec::new();
         for (index, part) in batch.iter().enumerate() {
             assert_eq!(
@@ -196,6 +206,7 @@ pub(crate) fn engine(slots: usize, kv_tokens: usize) -> Setup {
     let pace = Arc::new(Pace {
         left: AtomicUsize::new(Pace::FREE),
         begun: AtomicUsize::new(0),
+        broken: AtomicBool::new(false),
     });
     let metrics = EngineMetrics::default();
     let backend = Tiny {

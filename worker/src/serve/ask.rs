@@ -16,7 +16,7 @@ use super::arrival::Arrival;
 use super::gate::Ticket;
 use super::refusal::Refusal;
 use super::sampling::Generation;
-use crate::engine::{Event, Failure, ImageInput, PromptPiece, Request};
+use crate::engine::{EngineHandle, Event, Failure, ImageInput, PromptPiece, Request};
 use crate::prompt::{Piece, Prompt};
 
 /// What is asked of the engine.
@@ -24,6 +24,8 @@ use crate::prompt::{Piece, Prompt};
 pub(super) struct Question {
     /// When it came.
     pub arrival: Arrival,
+    /// The field of the request that the prompt is from.
+    pub field: &'static str,
     /// The prompt; its image slots refer to `images`.
     pub prompt: Prompt,
     /// The images in order.
@@ -40,6 +42,7 @@ pub(super) struct Question {
 pub(super) struct Answers {
     /// Whether they go out as they come.
     pub streams: bool,
+    engine: EngineHandle,
     /// Tokens of the prompt, images included.
     prompt_tokens: usize,
     /// Tokens of it that need not be computed.
@@ -51,16 +54,20 @@ pub(super) struct Answers {
     _ticket: Ticket,
 }
 
-/// Whether the prompt leaves room for an answer; gives the longest one.
+/// Whether the prompt, which is from `field`, leaves room for an answer; gives the longest one.
 ///
 /// # Errors
 /// 400 `context_length_exceeded`.
-pub(super) fn room(context: usize, prompt_tokens: usize) -> Result<usize, Refusal> {
+pub(super) fn room(
+    context: usize,
+    prompt_tokens: usize,
+    field: &'static str,
+) -> Result<usize, Refusal> {
     match context.checked_sub(prompt_tokens) {
         Some(room) if room > 0 => Ok(room),
         _ => Err(Refusal::invalid(
             "context_length_exceeded",
-            Some("messages"),
+            Some(field),
             format!(
                 "the prompt has {prompt_tokens} tokens, images included; prompt and answer have room for {context}"
             ),
@@ -79,6 +86,7 @@ pub(super) async fn ask(
 ) -> Result<Answers, Refusal> {
     let Question {
         arrival,
+        field,
         prompt,
         images,
         generation,
@@ -97,7 +105,7 @@ pub(super) async fn ask(
                         "the prompt has {count} image slots, but {} images came",
                         images.len()
                     );
-                    Refusal::invalid("image_count_mismatch", Some("messages"), message)
+                    Refusal::invalid("image_count_mismatch", Some(field), message)
                 })?;
                 PromptPiece::Image(image)
             }
@@ -119,7 +127,7 @@ pub(super) async fn ask(
         ended: Arc::default(),
     };
     let prompt_tokens = request.prompt_tokens();
-    let room = room(app.context, prompt_tokens)?;
+    let room = room(app.context, prompt_tokens, field)?;
     let wanted = generation.max_tokens.unwrap_or(usize::MAX);
     request.max_tokens = wanted.min(room).min(app.limits.max_output_tokens).max(1);
     if generation.answers > 1 {
@@ -132,6 +140,10 @@ pub(super) async fn ask(
         let (to, from) = unbounded_channel();
         let mut request = request.clone();
         request.sampling.seed = seed.wrapping_add(index as u64);
+        if index > 0 {
+            // Once the first has begun, all have: the others follow it in the queue.
+            request.deadline = None;
+        }
         request.events = to;
         app.engine.submit(request)?;
         // An engine that dies drops its senders without a last word.
@@ -141,6 +153,7 @@ pub(super) async fn ask(
     }
     let mut answers = Answers {
         streams,
+        engine: app.engine.clone(),
         prompt_tokens,
         cached_tokens: 0,
         events,
@@ -149,7 +162,11 @@ pub(super) async fn ask(
         finished: vec![false; generation.answers],
         _ticket: ticket,
     };
-    match answers.events.next().await {
+    let first = tokio::select! {
+        first = answers.events.next() => first,
+        () = app.engine.aborted() => Some((0, Event::Failed(Failure::Stopping))),
+    };
+    match first {
         Some((_, Event::Failed(failure))) => return Err(failure.into()),
         Some((_, Event::Started { cached_tokens })) => answers.cached_tokens = cached_tokens,
         other => answers.first = other,
@@ -185,19 +202,20 @@ impl Answers {
         }
     }
 
-    /// The next event, or silence.
+    /// The next event, or silence. Once everything is to end nobody waits for the engine, which
+    /// may be in a long step.
     pub(super) async fn next(&mut self, patience: Duration) -> Coming {
         loop {
             if let Some(coming) = self.ready() {
                 return coming;
             }
-            match tokio::time::timeout(patience, self.events.next()).await {
-                Err(_) => return Coming::Silence,
-                Ok(event) => {
-                    if let Some(coming) = self.sort(event) {
-                        return coming;
-                    }
-                }
+            let event = tokio::select! {
+                event = self.events.next() => event,
+                () = self.engine.aborted() => Some((0, Event::Failed(Failure::Stopping))),
+                () = tokio::time::sleep(patience) => return Coming::Silence,
+            };
+            if let Some(coming) = self.sort(event) {
+                return coming;
             }
         }
     }

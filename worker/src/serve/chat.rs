@@ -13,7 +13,7 @@ use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask};
 use super::buffers::Share;
 use super::gate::Ticket;
-use super::images::blocking;
+use super::images::blocking_with;
 use super::refusal::Refusal;
 use super::reply::{Head, reply};
 use check::Asked;
@@ -31,8 +31,9 @@ pub(super) async fn handle(
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
-    let asked = blocking(move || check::read(&worker, &bytes)).await??;
-    answer(app, asked, share, arrival, ticket).await
+    let read = move || check::read(&worker, &bytes);
+    let ((ticket, share), asked) = blocking_with((ticket, share), read).await?;
+    answer(app, asked?, share, arrival, ticket).await
 }
 
 async fn answer(
@@ -50,12 +51,13 @@ async fn answer(
     drop(share);
     let texts = Arc::clone(&app.texts);
     let messages = asked.messages;
-    let prompt = blocking(move || texts.chat(&messages))
-        .await?
+    let (ticket, prompt) = blocking_with(ticket, move || texts.chat(&messages)).await?;
+    let prompt = prompt
         .map_err(|problem| Refusal::invalid("invalid_messages", Some("messages"), problem))?;
     let answers = asked.generation.answers;
     let question = Question {
         arrival,
+        field: "messages",
         prompt,
         images,
         generation: asked.generation,

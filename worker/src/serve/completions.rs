@@ -13,7 +13,7 @@ use super::app::{App, Shared};
 use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask, room};
 use super::body;
-use super::images::blocking;
+use super::images::blocking_with;
 use super::refusal::Refusal;
 use super::reply::{Head, reply};
 use super::sampling::{self, MAX_TOP_LOGPROBS};
@@ -35,7 +35,9 @@ pub(super) async fn handle(
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
-    let (question, form) = blocking(move || read(&worker, &bytes, arrival)).await??;
+    let read = move || read(&worker, &bytes, arrival);
+    let ((ticket, share), read) = blocking_with((ticket, share), read).await?;
+    let (question, form) = read?;
     drop(share);
     let answers = ask(&app, question, ticket).await?;
     reply(&app, answers, form).await
@@ -79,6 +81,7 @@ fn read(app: &App, bytes: &[u8], arrival: Arrival) -> Result<(Question, TextForm
     );
     let question = Question {
         arrival,
+        field: "prompt",
         prompt,
         images: Vec::new(),
         generation,
@@ -119,7 +122,7 @@ fn tokens(
     vocab: usize,
     decode: impl FnOnce(&[u32]) -> String,
 ) -> Result<(String, Prompt), Refusal> {
-    room(context, ids.len())?;
+    room(context, ids.len(), "prompt")?;
     if ids.is_empty() || ids.iter().any(|&id| id as usize >= vocab) {
         return Err(Refusal::value(
             "prompt",

@@ -134,7 +134,8 @@ impl ImageReader {
         })
         .await??;
         // Images that leave no room for an answer are not decoded.
-        room(self.context, sized.iter().map(|image| image.tokens).sum())?;
+        let tokens = sized.iter().map(|image| image.tokens).sum();
+        room(self.context, tokens, "messages")?;
         let missing = sized.iter().filter(|image| self.known(image).is_none());
         let missing: HashMap<_, _> = missing.map(|image| (image.hash, image.prepared)).collect();
         // For all at once: requests that each held a part would wait for one another.
@@ -265,6 +266,19 @@ pub(super) async fn blocking<T: Send + 'static>(
     })
 }
 
+/// [`blocking`] that keeps `held` until the work is done, though its caller may have left: what
+/// waits for a thread counts as long as it is there.
+pub(super) async fn blocking_with<H: Send + 'static, T: Send + 'static>(
+    held: H,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(H, T), Refusal> {
+    blocking(move || {
+        let done = work();
+        (held, done)
+    })
+    .await
+}
+
 fn strip_scheme<'a>(url: &'a str, scheme: &str) -> Option<&'a str> {
     let (start, rest) = url.split_at_checked(scheme.len())?;
     start.eq_ignore_ascii_case(scheme).then_some(rest)
@@ -327,6 +341,23 @@ mod tests {
         match &input.content {
             ImageContent::Pixels(pixels) => pixels,
             ImageContent::Features(_) => panic!("nothing has been encoded"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_work_holds_counts_until_it_is_done_though_its_caller_leaves() {
+        let held = Arc::new(());
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let work = blocking_with(Arc::clone(&held), move || wait.recv());
+        tokio::select! {
+            biased;
+            _ = work => panic!("the work ended by itself"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(Arc::strong_count(&held), 2, "the caller has left");
+        go_on.send(()).unwrap();
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
         }
     }
 

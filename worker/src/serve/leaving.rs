@@ -1,5 +1,5 @@
-//! Callers that leave, counted in steps: over real sockets, with an engine that
-//! steps only as it is allowed to. What it takes in time is measured by
+//! Callers that leave and callers that are left, counted in steps: over real sockets,
+//! with an engine that steps only as it is allowed to. What it takes in time is measured by
 //! `make bench-worker`.
 
 use std::net::SocketAddr;
@@ -63,10 +63,13 @@ impl Drop for Server {
 
 impl Server {
     async fn start() -> Self {
-        let setup = engine(SLOTS, 100_000);
+        Self::with(SLOTS, LimitArgs::usual()).await
+    }
+
+    async fn with(slots: usize, limits: LimitArgs) -> Self {
+        let setup = engine(slots, 100_000);
         setup.pace.hold();
         let gate = Gate::new(SLOTS);
-        let limits = LimitArgs::usual();
         let app = App {
             names: vec!["tiny".to_owned()],
             created: 0,
@@ -178,4 +181,47 @@ async fn a_caller_behind_a_full_socket_frees_its_slots_within_one_step_too() {
     server.generate(6000).await;
     drop(stream);
     server.is_left().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_has_begun_waits_for_its_siblings_as_long_as_they_need() {
+    let limits = LimitArgs {
+        queue_timeout: Duration::ZERO,
+        ..LimitArgs::usual()
+    };
+    let server = Server::with(1, limits).await;
+    server.setup.pace.let_go();
+    let wish = json!({"n": 3, "max_tokens": 20, "stream": false});
+    let mut stream = server.call(wish).await;
+    let answer = read_to(&mut stream, "\"total_tokens\"").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(answer.matches("\"length\"").count(), 3, "{answer}");
+}
+
+#[tokio::test]
+async fn the_end_of_the_grace_is_told_though_a_step_takes_for_ever() {
+    let server = Server::start().await;
+    let mut stream = server.call(json!({})).await;
+    let mut whole = server.call(json!({"stream": false})).await;
+    until("both have come in", || server.gate.held() == 2).await;
+    server.generate(2).await;
+    read_to(&mut stream, "data: ").await;
+    server.setup.engine.abort();
+    // No step has ended since.
+    let rest = read_to(&mut stream, "0\r\n\r\n").await;
+    assert_eq!(rest.matches("stream_error").count(), 1, "{rest}");
+    assert!(!rest.contains("[DONE]"), "{rest}");
+    let refused = read_to(&mut whole, "draining").await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    until("both have left", || server.gate.held() == 0).await;
+}
+
+/// What comes until it holds `mark`.
+async fn read_to(stream: &mut TcpStream, mark: &str) -> String {
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(mark) {
+        let read = stream.read_buf(&mut seen).await.unwrap();
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&seen));
+    }
+    String::from_utf8_lossy(&seen).into_owned()
 }

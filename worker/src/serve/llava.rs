@@ -26,7 +26,7 @@ use super::arrival::{Received, receive};
 use super::ask::{Answers, Coming, Question, ask};
 use super::body;
 use super::gate::Ticket;
-use super::images::{Source, base64_bytes, blocking};
+use super::images::{Source, base64_bytes, blocking_with};
 use super::refusal::Refusal;
 use super::sampling::Generation;
 use crate::engine::Event;
@@ -70,6 +70,8 @@ pub(super) async fn generate(State(app): State<Shared>, request: Request) -> Res
             // room must be seen by whoever balances load.
             if refusal.status.is_server_error() || refusal.retry_after.is_some() {
                 refusal.mark(&mut response);
+            } else {
+                refusal.note(&mut response);
             }
             response
         }
@@ -84,17 +86,21 @@ async fn try_generate(app: Shared, request: Request) -> Result<Response, Refusal
         arrival,
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
-    let (request, sources) = blocking(move || read(&worker, &bytes)).await??;
+    let read = move || read(&worker, &bytes);
+    let ((ticket, share), read) = blocking_with((ticket, share), read).await?;
+    let (request, sources) = read?;
     let images = app.images.read(sources).await?;
     drop(share);
     let worker = Arc::clone(&app);
     let (text, count) = (request.prompt.clone(), images.len());
-    let prompt = blocking(move || worker.texts.rendered(&text, count))
-        .await?
-        .map_err(|problem| Refusal::invalid("invalid_prompt", Some("prompt"), problem))?;
+    let render = move || worker.texts.rendered(&text, count);
+    let (ticket, prompt) = blocking_with(ticket, render).await?;
+    let prompt =
+        prompt.map_err(|problem| Refusal::invalid("invalid_prompt", Some("prompt"), problem))?;
     let generation = generation(&request)?;
     let question = Question {
         arrival,
+        field: "prompt",
         prompt,
         images,
         generation,

@@ -205,6 +205,13 @@ fn finish(
     if context < 2 {
         return Err(LoadFailure::NoRoom { tokens: kv_tokens });
     }
+    if context < info.context {
+        tracing::warn!(
+            context,
+            wished = info.context,
+            "there is memory for shorter sequences only than the context: raise the memory limit, or give more --kv-memory"
+        );
+    }
     if slots < wished {
         tracing::warn!(
             slots,

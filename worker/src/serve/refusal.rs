@@ -185,6 +185,11 @@ impl Refusal {
         if self.close {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        self.note(response);
+    }
+
+    /// Notes on an answer, for metrics and logs, that it is a refusal.
+    pub(super) fn note(&self, response: &mut Response) {
         response
             .extensions_mut()
             .insert(RefusedWith(self.code().to_owned()));

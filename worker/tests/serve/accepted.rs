@@ -16,6 +16,7 @@ async fn fields_that_ask_for_nothing_special_and_unknown_ones_change_no_answer()
         ("tool_choice", Value::Null),
         ("response_format", json!({"type": "text"})),
         ("response_format", Value::Null),
+        ("response_format", json!({})),
         ("user", json!("somebody")),
         ("metadata", json!({"team": "blue"})),
         ("store", json!(false)),

@@ -6,15 +6,19 @@ use serde_json::{Value, json};
 
 use crate::worker::{Worker, ask};
 
+const ONE_SLOT: [&str; 2] = ["--max-running-requests", "1"];
+
+/// On one slot its answers come one after the other, and outlast what is done meanwhile.
 fn long() -> Value {
     let mut body = ask("go on", 1500);
     body["stream"] = json!(true);
+    body["n"] = json!(8);
     body
 }
 
 #[tokio::test]
 async fn on_sigterm_streams_finish_and_new_work_is_refused() {
-    let mut worker = Worker::start(&["--drain-timeout", "60"]).await;
+    let mut worker = Worker::start(&[&ONE_SLOT[..], &["--drain-timeout", "60"]].concat()).await;
     let mut stream = worker.chat(&long()).await;
     stream.chunk().await.unwrap();
     worker.terminate();
@@ -37,7 +41,7 @@ async fn on_sigterm_streams_finish_and_new_work_is_refused() {
 
 #[tokio::test]
 async fn when_the_grace_is_over_a_stream_ends_with_one_error_event() {
-    let mut worker = Worker::start(&["--drain-timeout", "0"]).await;
+    let mut worker = Worker::start(&[&ONE_SLOT[..], &["--drain-timeout", "0"]].concat()).await;
     let mut stream = worker.chat(&long()).await;
     stream.chunk().await.unwrap();
     worker.terminate();

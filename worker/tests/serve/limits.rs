@@ -167,6 +167,15 @@ async fn prompt_and_images_that_leave_no_room_for_an_answer_are_refused() {
     let picture = images["messages"][0]["content"][0].clone();
     images["messages"][0]["content"] = json!(vec![picture; 16]);
     assert_eq!(refusal(&worker, &images).await, expected);
+    // The field is that of the request.
+    for prompt in [json!("x".repeat(300)), json!(vec![5; 300])] {
+        let request = worker.post("/v1/completions");
+        let request = request.body(json!({"prompt": prompt}).to_string());
+        let refused = request.send().await.unwrap().bytes().await.unwrap();
+        let refused: Value = serde_json::from_slice(&refused).unwrap();
+        assert_eq!(refused["error"]["code"], expected.1);
+        assert_eq!(refused["error"]["param"], "prompt");
+    }
 }
 
 #[tokio::test]
@@ -175,6 +184,8 @@ async fn who_waits_too_long_in_the_queue_is_told_when_to_come_back() {
     let worker = Worker::start(&flags).await;
     let mut long = ask("go on", 1800);
     long["stream"] = json!(true);
+    // One after the other on the only slot: they outlast any patience here.
+    long["n"] = json!(8);
     let mut stream = worker.chat(&long).await;
     stream.chunk().await.unwrap();
     let late = worker.chat(&ask("x", 1)).await;

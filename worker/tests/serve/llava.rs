@@ -114,11 +114,13 @@ async fn numbers_may_come_as_texts_and_what_is_no_number_is_named() {
     let expected = answer(&worker, numbers).await;
     assert_eq!(expected.chars().count(), 7);
     assert_eq!(answer(&worker, texts).await, expected);
+    let mut asked = 0;
     for field in ["temperature", "top_p", "max_new_tokens"] {
         for value in [json!("many"), json!("nan"), json!([1])] {
             let refused = frames(&worker, json!({field: value})).await;
             assert_eq!(refused.len(), 1);
             assert_eq!(refused[0]["error_code"], 1);
+            asked += 1;
             let text = refused[0]["text"].as_str().unwrap();
             assert!(
                 text.contains(&format!("`{field}` is not a number")),
@@ -126,4 +128,9 @@ async fn numbers_may_come_as_texts_and_what_is_no_number_is_named() {
             );
         }
     }
+    // They answer 200, as LLaVA does, and are refusals all the same.
+    let counted = worker
+        .metric("llava_worker_refusals_total", "invalid_value")
+        .await;
+    assert_eq!(counted, f64::from(asked));
 }

@@ -85,17 +85,18 @@ fn play(state: &mut State, step: &Step, left: &mut BTreeMap<SequenceId, usize>) 
     }
 }
 
+/// Plays on, a step a millisecond, until nobody waits or runs.
 fn run(state: &mut State, lengths: &[usize], now: Instant, mut check: impl FnMut(&State, &Step)) {
     let mut left: BTreeMap<_, _> = lengths
         .iter()
         .enumerate()
         .map(|(id, &n)| (id as u64, n))
         .collect();
-    for _ in 0..10_000 {
+    for millis in 0..10_000 {
         if state.waiting.is_empty() && state.running.is_empty() {
             return;
         }
-        let step = plan(state, now);
+        let step = plan(state, now + Duration::from_millis(millis));
         check(state, &step);
         play(state, &step, &mut left);
     }
@@ -126,6 +127,36 @@ fn who_waited_too_long_is_given_up_and_who_ran_is_not() {
     state.waiting[0].deadline = Some(now);
     state.waiting[1].deadline = Some(now + Duration::from_secs(1));
     assert_eq!(plan(&state, now).expire, [0]);
+}
+
+#[test]
+fn nobody_is_given_up_who_can_come_in_and_who_is_given_up_holds_nobody_back() {
+    type Prompts = &'static [std::ops::Range<u32>];
+    type Ids = &'static [SequenceId];
+    type Row = (usize, Prompts, &'static [usize], Ids, Ids);
+    // Slots, prompts, who waited too long; who comes in, and who is given up.
+    let table: [Row; 6] = [
+        (2, &[0..5, 100..105], &[0, 1], &[0, 1], &[]),
+        (1, &[0..5, 100..105], &[0, 1], &[0], &[1]),
+        (4, &[0..60, 100..160, 200..205], &[], &[0], &[]),
+        (4, &[0..60, 100..160, 200..205], &[1], &[0, 2], &[1]),
+        (4, &[0..60, 100..160, 200..205], &[2], &[0], &[2]),
+        (4, &[0..60, 100..160, 200..205], &[1, 2], &[0, 2], &[1]),
+    ];
+    let now = clock::now();
+    for (slots, prompts, late, comes, given_up) in table {
+        let mut state = state(slots, prompts);
+        for &id in late {
+            state.waiting[id].deadline = Some(now);
+        }
+        let step = plan(&state, now);
+        let admitted: Vec<_> = step.admit.iter().map(|admission| admission.id).collect();
+        assert_eq!(
+            (admitted.as_slice(), step.expire.as_slice()),
+            (comes, given_up),
+            "{prompts:?} in {slots} slots, late: {late:?}"
+        );
+    }
 }
 
 #[test]
@@ -280,17 +311,19 @@ proptest! {
     fn every_history_keeps_the_rules_and_ends(
         slots in 1usize..5,
         requests in prop::collection::vec(
-            (0u32..3, 1u32..50, 1usize..40, prop::collection::vec(1usize..6, 0..4)), 1..12),
+            (0u32..3, 1u32..50, 1usize..40, prop::collection::vec(1usize..6, 0..4), prop::option::of(0u64..60)), 1..12),
     ) {
+        let now = clock::now();
         let mut state = State::new(BUDGET, slots);
         let mut lengths = Vec::new();
-        for (id, (family, length, tokens, tiles)) in requests.into_iter().enumerate() {
+        for (id, (family, length, tokens, tiles, patience)) in requests.into_iter().enumerate() {
             // Three families of prompts, so that beginnings are shared.
             let key = prompt(family * 1000..family * 1000 + length);
             lengths.push(tokens.min(100 - length as usize));
-            state.waiting.push_back(Waiting { tiles, ..waiting(id as u64, key) });
+            let deadline = patience.map(|millis| now + Duration::from_millis(millis));
+            state.waiting.push_back(Waiting { tiles, deadline, ..waiting(id as u64, key) });
         }
-        run(&mut state, &lengths, clock::now(), |state, step| {
+        run(&mut state, &lengths, now, |state, step| {
             let chunk: usize = step.prefill.iter().map(|(_, range)| range.len()).sum();
             assert!(chunk <= BUDGET.chunk_tokens);
             assert!(step.encode.is_empty() || step.prefill.is_empty(), "one kind of work at a time");
@@ -325,6 +358,13 @@ proptest! {
             }
             let held = after.committed() + after.cached();
             assert!(held <= BUDGET.kv_tokens || after.running.len() == 1, "{held} tokens are held");
+            let full = after.running.len() == after.slots.len();
+            for (at, waiting) in after.waiting.iter().enumerate() {
+                let fits = after.committed() + waiting.key.len() + after.running.len() < BUDGET.kv_tokens;
+                let ahead = after.waiting.iter().take(at).any(|other| !step.expire.contains(&other.id));
+                let left_out = full || !fits || ahead || !step.preempt.is_empty();
+                assert!(left_out, "{} could have come in", waiting.id);
+            }
         });
     }
 }

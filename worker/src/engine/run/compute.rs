@@ -11,8 +11,8 @@ use super::guard::guarded;
 use crate::engine::backend::{Backend, Rows};
 use crate::engine::plan::Step;
 use crate::engine::sequence::Next;
-use crate::engine::state::SequenceId;
-use crate::input::positions;
+use crate::engine::state::{SequenceId, Slot};
+use crate::input::{Piece, positions};
 use crate::model::Part;
 
 /// What a batch came to.
@@ -106,6 +106,40 @@ impl<B: Backend> Engine<B> {
                     }
                 }
                 outcome
+            }
+        }
+    }
+
+    /// After faults in a row: whether the model computes the shortest of prompts, in a slot that a
+    /// fault has just emptied. Requests at fault look like a broken model when they come alone, and
+    /// clients repeat them.
+    pub(super) fn works_still(&mut self) -> bool {
+        let empty = |slot: &Slot| matches!(slot, Slot::Empty);
+        let Some(slot) = self.state.slots.iter().position(empty) else {
+            return true;
+        };
+        let part = Part {
+            slot,
+            start: 0,
+            input: vec![Piece::Tokens(vec![0])],
+            logits: true,
+        };
+        let proof = guarded(|| self.backend.forward(&[part]));
+        self.empty(slot);
+        self.broken = 0;
+        match proof {
+            Ok(_) => {
+                tracing::warn!(
+                    "the model failed several steps in a row and works all the same: their requests were at fault"
+                );
+                true
+            }
+            Err(problem) => {
+                tracing::error!(
+                    problem,
+                    "the model fails on any prompt after it failed several steps in a row: the engine ends"
+                );
+                false
             }
         }
     }

@@ -114,6 +114,7 @@ fn refuse_what_is_not_done(request: &ChatRequest) -> Result<(), Refusal> {
     }
     match &request.response_format {
         None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(format)) if format.is_empty() => Ok(()),
         Some(format) if format.get("type").and_then(Value::as_str) == Some("text") => Ok(()),
         Some(_) => Err(Refusal::unsupported(
             "response_format",
