@@ -363,7 +363,9 @@ impl Effects {
                 tracing::debug!(verb = verb.as_str(), %kind, %key, "wrote");
             }
             // Somebody was quicker: what was to be written is no longer true.
-            Err(error) if error.is_conflict() => tracing::debug!(%error, "outdated"),
+            Err(error) if error.is_conflict() || error.is_gone() => {
+                tracing::debug!(%error, "outdated")
+            }
             Err(error) => {
                 self.metrics.failed(verb, &kind);
                 tracing::debug!(%error, "write failed");

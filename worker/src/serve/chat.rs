@@ -11,9 +11,9 @@ use axum::response::Response;
 use super::app::Shared;
 use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask};
+use super::blocking::blocking;
 use super::buffers::Share;
 use super::gate::Ticket;
-use super::images::blocking_with;
 use super::refusal::Refusal;
 use super::reply::{Head, reply};
 use check::Asked;
@@ -32,7 +32,7 @@ pub(super) async fn handle(
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let read = move || check::read(&worker, &bytes);
-    let ((ticket, share), asked) = blocking_with((ticket, share), read).await?;
+    let ((ticket, share), asked) = blocking((ticket, share), read).await?;
     answer(app, asked?, share, arrival, ticket).await
 }
 
@@ -47,11 +47,11 @@ async fn answer(
     for (param, url) in asked.images {
         sources.push(app.images.fetch(&param, &url, &mut share).await?);
     }
-    let images = app.images.read(sources).await?;
+    let ((ticket, share), images) = app.images.read((ticket, share), sources).await?;
     drop(share);
     let texts = Arc::clone(&app.texts);
     let messages = asked.messages;
-    let (ticket, prompt) = blocking_with(ticket, move || texts.chat(&messages)).await?;
+    let (ticket, prompt) = blocking(ticket, move || texts.chat(&messages)).await?;
     let prompt = prompt
         .map_err(|problem| Refusal::invalid("invalid_messages", Some("messages"), problem))?;
     let answers = asked.generation.answers;

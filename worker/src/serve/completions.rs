@@ -12,8 +12,8 @@ use protocol::openai::{CompletionPrompt, CompletionRequest, Options};
 use super::app::{App, Shared};
 use super::arrival::{Arrival, Received, receive};
 use super::ask::{Question, ask, room};
+use super::blocking::blocking;
 use super::body;
-use super::images::blocking_with;
 use super::refusal::Refusal;
 use super::reply::{Head, reply};
 use super::sampling::{self, MAX_TOP_LOGPROBS};
@@ -36,7 +36,7 @@ pub(super) async fn handle(
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
     let read = move || read(&worker, &bytes, arrival);
-    let ((ticket, share), read) = blocking_with((ticket, share), read).await?;
+    let ((ticket, share), read) = blocking((ticket, share), read).await?;
     let (question, form) = read?;
     drop(share);
     let answers = ask(&app, question, ticket).await?;

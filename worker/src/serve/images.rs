@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ask::room;
+use super::blocking::blocking;
 use super::buffers::Share;
 use super::limits::LimitArgs;
 use super::refusal::Refusal;
@@ -119,20 +120,26 @@ impl ImageReader {
         })
     }
 
-    /// Prepares a request's images for the engine.
+    /// Prepares a request's images for the engine, and keeps what the request holds meanwhile.
     ///
     /// # Errors
     /// 400 that names the image and what is wrong with it.
-    pub(super) async fn read(&self, sources: Vec<Source>) -> Result<Vec<ImageInput>, Refusal> {
+    pub(super) async fn read<H: Send + 'static>(
+        &self,
+        mut held: H,
+        sources: Vec<Source>,
+    ) -> Result<(H, Vec<ImageInput>), Refusal> {
         let images = sources.len();
         let this = self.clone();
-        let sized = blocking(move || {
+        let headers = move || {
             let headers = sources
                 .into_iter()
                 .map(|source| this.header(source, images));
             headers.collect::<Result<Vec<_>, _>>()
-        })
-        .await??;
+        };
+        let sized;
+        (held, sized) = blocking(held, headers).await?;
+        let sized = sized?;
         // Images that leave no room for an answer are not decoded.
         let tokens = sized.iter().map(|image| image.tokens).sum();
         room(self.context, tokens, "messages")?;
@@ -148,11 +155,14 @@ impl ImageReader {
                 None => {
                     let memory = self.reserve(&self.decoding, sized.held).await?;
                     let (this, share) = (self.clone(), Arc::clone(&share));
-                    blocking(move || this.decode(&sized, images, memory, share)).await??
+                    let decode = move || this.decode(&sized, images, memory, share);
+                    let decoded;
+                    (held, decoded) = blocking(held, decode).await?;
+                    decoded?
                 }
             });
         }
-        Ok(inputs)
+        Ok((held, inputs))
     }
 
     /// What an earlier request has brought of the same image: the tower's work, or its pixels.
@@ -256,29 +266,6 @@ fn refuse(param: &str, error: &DecodeError) -> Refusal {
     Refusal::invalid(code, Some(param), error.to_string())
 }
 
-/// Runs CPU work off the async threads. A panic in it is a fault of this request alone.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(panicked = error.is_panic(), "preparing a request failed");
-        Refusal::internal()
-    })
-}
-
-/// [`blocking`] that keeps `held` until the work is done, though its caller may have left: what
-/// waits for a thread counts as long as it is there.
-pub(super) async fn blocking_with<H: Send + 'static, T: Send + 'static>(
-    held: H,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<(H, T), Refusal> {
-    blocking(move || {
-        let done = work();
-        (held, done)
-    })
-    .await
-}
-
 fn strip_scheme<'a>(url: &'a str, scheme: &str) -> Option<&'a str> {
     let (start, rest) = url.split_at_checked(scheme.len())?;
     start.eq_ignore_ascii_case(scheme).then_some(rest)
@@ -345,33 +332,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_work_holds_counts_until_it_is_done_though_its_caller_leaves() {
-        let held = Arc::new(());
-        let (go_on, wait) = std::sync::mpsc::channel::<()>();
-        let work = blocking_with(Arc::clone(&held), move || wait.recv());
-        tokio::select! {
-            biased;
-            _ = work => panic!("the work ended by itself"),
-            () = std::future::ready(()) => {}
-        }
-        assert_eq!(Arc::strong_count(&held), 2, "the caller has left");
-        go_on.send(()).unwrap();
-        while Arc::strong_count(&held) > 1 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
     async fn requests_that_show_the_same_image_share_its_pixels() {
         let reader = ImageReader::demo(&LimitArgs::usual());
-        let first = reader.read(vec![picture(1), picture(2), picture(1)]).await;
-        let first = first.unwrap();
+        let first = reader
+            .read((), vec![picture(1), picture(2), picture(1)])
+            .await;
+        let ((), first) = first.unwrap();
         assert!(Arc::ptr_eq(pixels(&first[0]), pixels(&first[2])));
         assert!(!Arc::ptr_eq(pixels(&first[0]), pixels(&first[1])));
-        let second = reader.read(vec![picture(2), picture(3)]).await.unwrap();
+        let ((), second) = reader.read((), vec![picture(2), picture(3)]).await.unwrap();
         assert!(Arc::ptr_eq(pixels(&first[1]), pixels(&second[0])));
         drop((first, second));
-        reader.read(vec![picture(4)]).await.unwrap();
+        reader.read((), vec![picture(4)]).await.unwrap();
         assert_eq!(reader.waiting().len(), 1, "what is gone is forgotten");
     }
 
@@ -384,13 +356,13 @@ mod tests {
             ..LimitArgs::usual()
         };
         let reader = ImageReader::demo(&limits);
-        let first = reader.read(vec![picture(1)]).await.unwrap();
-        let refused = reader.read(vec![picture(2)]).await.unwrap_err();
+        let ((), first) = reader.read((), vec![picture(1)]).await.unwrap();
+        let refused = reader.read((), vec![picture(2)]).await.unwrap_err();
         assert_eq!(refused.code(), "queue_timeout");
         // It needs none of its own.
-        assert!(reader.read(vec![picture(1)]).await.is_ok());
+        assert!(reader.read((), vec![picture(1)]).await.is_ok());
         drop(first);
-        assert!(reader.read(vec![picture(2)]).await.is_ok());
+        assert!(reader.read((), vec![picture(2)]).await.is_ok());
     }
 
     #[test]
@@ -409,11 +381,5 @@ mod tests {
                 "{uri}"
             );
         }
-    }
-
-    #[tokio::test]
-    async fn a_panic_while_preparing_a_request_is_a_fault_of_that_request() {
-        let refusal: Result<(), _> = blocking(|| panic!("as asked")).await;
-        assert_eq!(refusal.unwrap_err().code(), "internal_error");
     }
 }

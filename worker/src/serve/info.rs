@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::app::{App, Shared};
 use super::arrival::{Received, receive};
+use super::blocking::blocking;
 use super::body;
-use super::images::blocking;
 use super::refusal::Refusal;
 
 /// `GET /v1/models`.
@@ -65,22 +65,22 @@ pub(super) async fn tokenize(
     request: Request,
 ) -> Result<Json<Tokenized>, Refusal> {
     let Received {
-        ticket: _ticket,
+        ticket,
         bytes,
-        share: _share,
+        share,
         ..
     } = receive(&app, request).await?;
     let worker = Arc::clone(&app);
-    let prompt = blocking(move || {
+    let read = move || {
         let request: TokenizeRequest = body::parse(&bytes)?;
         worker.within_characters(request.prompt.chars().count(), "prompt")?;
         worker
             .texts
             .rendered(&request.prompt, 0)
             .map_err(|problem| Refusal::invalid("invalid_prompt", Some("prompt"), problem))
-    })
-    .await??;
-    let pieces = prompt.pieces.into_iter();
+    };
+    let (_held, prompt) = blocking((ticket, share), read).await?;
+    let pieces = prompt?.pieces.into_iter();
     let tokens: Vec<u32> = pieces
         .flat_map(|piece| match piece {
             crate::prompt::Piece::Text(ids) => ids,

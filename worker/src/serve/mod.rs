@@ -5,6 +5,7 @@ mod app;
 mod args;
 mod arrival;
 mod ask;
+mod blocking;
 mod body;
 mod buffers;
 mod chat;

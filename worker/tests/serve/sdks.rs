@@ -2,8 +2,9 @@
 //! worker. They are installed once, into the cache directory of this project.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
@@ -35,6 +36,11 @@ async fn the_sdk_openai_python_gets_everything_it_promises() {
 }
 
 #[tokio::test]
+async fn the_sdk_openai_python_raises_what_breaks_a_stream_off() {
+    breaks(python().arg(clients().join("python/broken.py"))).await;
+}
+
+#[tokio::test]
 async fn the_python_example_of_the_documentation_prints_an_answer() {
     let worker = Worker::start(&[]).await;
     let page = include_str!("../../../docs/api.md");
@@ -47,10 +53,15 @@ async fn the_python_example_of_the_documentation_prints_an_answer() {
     assert!(!printed.is_empty());
 }
 
-#[tokio::test]
-async fn the_sdk_openai_node_gets_everything_it_promises() {
+/// Node with a script beside OpenAI's package.
+fn node(script: &str) -> Command {
     let sources = clients().join("node");
-    let files = ["package.json", "package-lock.json", "matrix.mjs"];
+    let files = [
+        "package.json",
+        "package-lock.json",
+        "matrix.mjs",
+        "broken.mjs",
+    ];
     let home = installed("openai-node", &sources, &files, |home| {
         for file in files {
             fs::copy(sources.join(file), home.join(file)).unwrap();
@@ -58,7 +69,19 @@ async fn the_sdk_openai_node_gets_everything_it_promises() {
         let quiet = ["ci", "--silent", "--no-audit", "--no-fund"];
         run(Command::new("npm").args(quiet).current_dir(home));
     });
-    holds(Command::new("node").arg(home.join("matrix.mjs"))).await;
+    let mut command = Command::new("node");
+    command.arg(home.join(script));
+    command
+}
+
+#[tokio::test]
+async fn the_sdk_openai_node_gets_everything_it_promises() {
+    holds(&mut node("matrix.mjs")).await;
+}
+
+#[tokio::test]
+async fn the_sdk_openai_node_throws_what_breaks_a_stream_off() {
+    breaks(&mut node("broken.mjs")).await;
 }
 
 /// Runs a matrix against a worker of its own.
@@ -66,6 +89,25 @@ async fn holds(matrix: &mut Command) {
     let worker = Worker::start(&[]).await;
     run(matrix.arg(format!("http://{}", worker.api)).arg("tiny"));
     worker.at_rest().await;
+}
+
+/// Has a client read a stream from a worker that ends without waiting for it.
+async fn breaks(client: &mut Command) {
+    // On one slot the answers come one after the other, and outlast the signal.
+    let flags = ["--max-running-requests", "1", "--drain-timeout", "0"];
+    let mut worker = Worker::start(&flags).await;
+    client.arg(format!("http://{}", worker.api)).arg("tiny");
+    let piped = client.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut said).unwrap();
+    worker.terminate();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "streaming\n", "{errors}");
+    assert!(output.status.success(), "{errors}");
+    assert!(worker.ended().await.success());
 }
 
 /// Runs it to its end; gives what it printed.
