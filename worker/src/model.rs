@@ -18,6 +18,7 @@
 //! ```
 
 mod batch;
+mod beside;
 mod device;
 mod images;
 mod load;
@@ -37,6 +38,7 @@ use crate::kernels::{alone, worth_sharing};
 use crate::kv::{KvCache, KvShape, KvView, Rows, Span};
 use crate::matmul::Maker;
 use crate::pixels::PixelValues;
+use beside::Beside;
 use candle_core::{DType, Tensor};
 use images::TileRows;
 use rayon::ThreadPool;
@@ -74,6 +76,7 @@ pub struct Model {
     newline: Option<Tensor>,
     decoder: Decoder,
     threads: ThreadPool,
+    beside: Beside,
 }
 
 impl Model {
@@ -203,7 +206,8 @@ impl Model {
             })
             .collect();
         let parts: Result<Vec<Logits>, ForwardError> = if here {
-            self.run_beside(runs)
+            let each = self.beside.each(runs, |run| alone(|| self.run(run)));
+            each.into_iter().collect()
         } else {
             let each = runs.into_iter().map(|run| self.run(run));
             self.threads.install(|| each.collect())
@@ -211,29 +215,6 @@ impl Model {
         let parts = parts?;
         kv.advance(&spans);
         Ok(Logits::joined(self.info.vocab, parts))
-    }
-
-    /// The first run on this thread, which would only wait otherwise, each of the others on
-    /// one of the pool's: one thread is woken and not three.
-    fn run_beside(&self, runs: Vec<Run<'_>>) -> Result<Vec<Logits>, ForwardError> {
-        let mut runs = runs.into_iter();
-        let Some(first) = runs.next() else {
-            return Ok(Vec::new());
-        };
-        let mut others: Vec<_> = runs.map(|run| (Some(run), None)).collect();
-        let run = |run| alone(|| self.run(run));
-        if others.is_empty() {
-            return Ok(vec![run(first)?]);
-        }
-        let run = &run;
-        let first = self.threads.in_place_scope(|scope| {
-            for (other, result) in &mut others {
-                scope.spawn(move |_| *result = other.take().map(run));
-            }
-            run(first)
-        });
-        let others = others.into_iter().filter_map(|(_, result)| result);
-        std::iter::once(first).chain(others).collect()
     }
 
     /// Whether nothing in a run of these spans would be shared among threads.

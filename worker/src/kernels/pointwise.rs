@@ -54,7 +54,9 @@ const SMALLEST_POWER: f32 = -87.3;
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let x = x.clamp(SMALLEST_POWER, 88.7);
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // The last bits of so large a number are the nearest whole one.
+    let whole = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = whole - 12_582_912.0;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_2e-3;
@@ -63,7 +65,7 @@ fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
-    y * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    y * f32::from_bits((whole.to_bits() << 23).wrapping_add(1f32.to_bits()))
 }
 
 vectorised! {

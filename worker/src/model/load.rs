@@ -1,5 +1,6 @@
 //! From a checkpoint's files to a model in memory.
 
+use super::beside::Beside;
 use super::device::{DeviceChoice, DeviceError};
 use super::{Model, ModelInfo, kv_shape};
 use crate::arch::decoder::Decoder;
@@ -113,6 +114,7 @@ impl Model {
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("model-{index}"))
             .build()?;
+        let beside = Beside::new(threads.current_num_threads())?;
         let maker = Maker::new(device, options.computed_in());
         let (total, read) = (weights.elements().max(1), Cell::new(0usize));
         let count = |elements: usize| {
@@ -163,6 +165,7 @@ impl Model {
             newline,
             decoder,
             threads,
+            beside,
         })
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 const HELD: usize = 4 << 20;
 
 /// Multiplications below which a run is not worth a thread of its own.
-const WORTH: usize = 3 << 19;
+const WORTH: usize = 1 << 19;
 
 /// What one row costs.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +76,10 @@ mod tests {
             bytes: 2 << 20,
             row: 1 << 20,
         };
+        let tiny = Cost {
+            row: 1 << 17,
+            ..small
+        };
         let large = Cost {
             bytes: 2 << 30,
             row: 1 << 30,
@@ -85,7 +89,7 @@ mod tests {
             (&[1; 7], small, 2, &[(0, 3), (3, 7)]),
             (&[1; 8], small, 3, &[(0, 3), (3, 5), (5, 8)]),
             // Not worth a second thread.
-            (&[1; 2], small, 2, &[(0, 2)]),
+            (&[1; 2], tiny, 2, &[(0, 2)]),
             (&[1; 8], small, 1, &[(0, 8)]),
             // Read once for all.
             (&[1; 8], large, 2, &[(0, 8)]),
