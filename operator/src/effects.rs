@@ -364,7 +364,7 @@ impl Effects {
             }
             // Somebody was quicker: what was to be written is no longer true.
             Err(error) if error.is_conflict() || error.is_gone() => {
-                tracing::debug!(%error, "outdated")
+                tracing::debug!(%error, "outdated");
             }
             Err(error) => {
                 self.metrics.failed(verb, &kind);

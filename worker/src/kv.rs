@@ -400,7 +400,7 @@ mod tests {
                 let theirs = attend_tensors(&shape, &tensors, &qkv, &rows).unwrap();
                 let worst = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
                 let worst = worst.to_scalar::<f32>().unwrap();
-                assert!(worst < 1e-5, "window {window:?}: {worst}");
+                assert!(worst < 1e-4, "window {window:?}: {worst}");
             }
         }
     }

@@ -106,6 +106,6 @@ mod tests {
         let ours = attend(&qkv, 41, 2).unwrap();
         let theirs = attend_tensors(&qkv, 41, 2).unwrap();
         let worst = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
-        assert!(worst.to_scalar::<f32>().unwrap() < 1e-5);
+        assert!(worst.to_scalar::<f32>().unwrap() < 1e-4);
     }
 }

@@ -1,6 +1,6 @@
 //! The one inner loop of all dense products: a few rows times one panel of 32
 //! columns, accumulated in f32 registers, each number by one addition after
-//! another along the inner dimension. Panels may hold 16-bit floats, which are
+//! another along the inner dimension. Panels may hold 16-bit numbers, which are
 //! widened on the way: that is exact and halves what is read from memory.
 
 use super::{Instructions, PANEL};
@@ -19,6 +19,8 @@ pub(super) const F32: Element = 0;
 pub(super) const F16: Element = 1;
 /// As the upper half of an f32.
 pub(super) const BF16: Element = 2;
+/// As a whole number.
+pub(super) const I16: Element = 3;
 
 /// A few rows times one panel: `c[r][j] = sum over p of a[r][p] * panel[p][j]`.
 #[derive(Clone, Copy)]
@@ -67,44 +69,53 @@ impl Block {
     /// before the next. Each number is what [`Block::run`] gives, to the last bit.
     ///
     /// # Safety
-    /// As for [`Block::run`], with panels of f32.
-    pub(super) unsafe fn run_abreast(blocks: &[Self], instructions: Instructions) {
+    /// As for [`Block::run`].
+    pub(super) unsafe fn run_abreast<const E: Element>(
+        blocks: &[Self],
+        instructions: Instructions,
+    ) {
         let mut rest = blocks;
         #[cfg(target_arch = "x86_64")]
         while instructions == Instructions::Avx512
             && let Some((some, others)) = rest.split_first_chunk::<ABREAST>()
         {
             // SAFETY: the caller's promise.
-            unsafe { Self::avx512_abreast(some) };
+            unsafe { Self::avx512_abreast::<E>(some) };
             rest = others;
         }
         for block in rest {
             // SAFETY: the caller's promise.
-            unsafe { block.run::<F32>(instructions, 1) };
+            unsafe { block.run::<E>(instructions, 1) };
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_abreast(blocks: &[Self; ABREAST]) {
+    unsafe fn avx512_abreast<const E: Element>(blocks: &[Self; ABREAST]) {
         use std::arch::x86_64::*;
+        // By index, so that all sums stay in registers.
         let mut sums = [[_mm512_setzero_ps(); 2]; ABREAST];
+        let (mut rows, mut panels) = ([std::ptr::null(); ABREAST], [std::ptr::null(); ABREAST]);
+        for at in 0..ABREAST {
+            (rows[at], panels[at]) = (blocks[at].a, blocks[at].panel);
+        }
         for p in 0..blocks[0].inner {
-            for (block, sum) in blocks.iter().zip(&mut sums) {
+            for at in 0..ABREAST {
                 // SAFETY: the caller's promise.
                 unsafe {
-                    let x = _mm512_set1_ps(*block.a.add(p));
-                    let panel = block.panel.cast::<f32>().add(p * PANEL);
-                    sum[0] = _mm512_fmadd_ps(x, _mm512_loadu_ps(panel), sum[0]);
-                    sum[1] = _mm512_fmadd_ps(x, _mm512_loadu_ps(panel.add(16)), sum[1]);
+                    let x = _mm512_set1_ps(*rows[at].add(p));
+                    let left = avx512_load::<E>(panels[at], p * PANEL);
+                    let right = avx512_load::<E>(panels[at], p * PANEL + 16);
+                    sums[at][0] = _mm512_fmadd_ps(x, left, sums[at][0]);
+                    sums[at][1] = _mm512_fmadd_ps(x, right, sums[at][1]);
                 }
             }
         }
-        for (block, sum) in blocks.iter().zip(&sums) {
+        for at in 0..ABREAST {
             // SAFETY: the caller's promise.
             unsafe {
-                _mm512_storeu_ps(block.c, sum[0]);
-                _mm512_storeu_ps(block.c.add(16), sum[1]);
+                _mm512_storeu_ps(blocks[at].c, sums[at][0]);
+                _mm512_storeu_ps(blocks[at].c.add(16), sums[at][1]);
             }
         }
     }
@@ -149,6 +160,7 @@ impl Block {
                         match E {
                             F16 => (*self.panel.cast::<half::f16>().add(at)).to_f32(),
                             BF16 => (*self.panel.cast::<half::bf16>().add(at)).to_f32(),
+                            I16 => f32::from(*self.panel.cast::<i16>().add(at)),
                             _ => *self.panel.cast::<f32>().add(at),
                         }
                     };
@@ -166,21 +178,6 @@ impl Block {
     #[target_feature(enable = "avx512f")]
     unsafe fn avx512<const R: usize, const E: Element>(self) {
         use std::arch::x86_64::*;
-        #[inline]
-        #[target_feature(enable = "avx512f")]
-        unsafe fn load<const E: Element>(panel: *const u8, at: usize) -> __m512 {
-            // SAFETY: the caller's promise of `run`.
-            unsafe {
-                match E {
-                    F16 => _mm512_cvtph_ps(_mm256_loadu_si256(panel.cast::<u16>().add(at).cast())),
-                    BF16 => {
-                        let half = _mm256_loadu_si256(panel.cast::<u16>().add(at).cast());
-                        _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))
-                    }
-                    _ => _mm512_loadu_ps(panel.cast::<f32>().add(at)),
-                }
-            }
-        }
         let mask = ((1u64 << self.columns) - 1) as u32;
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         if self.accumulate {
@@ -198,8 +195,8 @@ impl Block {
         for p in 0..self.inner {
             // SAFETY: the caller's promise.
             unsafe {
-                let left = load::<E>(self.panel, p * PANEL);
-                let right = load::<E>(self.panel, p * PANEL + 16);
+                let left = avx512_load::<E>(self.panel, p * PANEL);
+                let right = avx512_load::<E>(self.panel, p * PANEL + 16);
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let x = _mm512_set1_ps(*self.a.add(r * self.a_stride + p));
                     sum[0] = _mm512_fmadd_ps(x, left, sum[0]);
@@ -235,6 +232,10 @@ impl Block {
                     BF16 => {
                         let half = _mm_loadu_si128(panel.cast::<u16>().add(at).cast());
                         _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))
+                    }
+                    I16 => {
+                        let whole = _mm_loadu_si128(panel.cast::<i16>().add(at).cast());
+                        _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(whole))
                     }
                     _ => _mm256_loadu_ps(panel.cast::<f32>().add(at)),
                 }
@@ -284,5 +285,104 @@ impl Block {
                 }
             }
         }
+    }
+}
+
+/// Sixteen of a panel's numbers from `at` on.
+///
+/// # Safety
+/// They lie inside the panel.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512_load<const E: Element>(panel: *const u8, at: usize) -> std::arch::x86_64::__m512 {
+    use std::arch::x86_64::*;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let half = || _mm256_loadu_si256(panel.cast::<u16>().add(at).cast());
+        match E {
+            F16 => _mm512_cvtph_ps(half()),
+            BF16 => _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half()), 16)),
+            I16 => _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half())),
+            _ => _mm512_loadu_ps(panel.cast::<f32>().add(at)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways through `blocks` rows of a panel whose bytes are of element `E`.
+    fn products<const E: Element>(
+        panel: &[u8],
+        inner: usize,
+        instructions: Instructions,
+    ) -> Vec<f32> {
+        let a: Vec<f32> = (0..ABREAST * inner)
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect();
+        let mut out = vec![0f32; 2 * ABREAST * PANEL];
+        let (rows, abreast) = out.split_at_mut(ABREAST * PANEL);
+        let block = |at: usize, c: &mut [f32]| Block {
+            a: a[at * inner..].as_ptr(),
+            a_stride: inner,
+            panel: panel.as_ptr(),
+            inner,
+            c: c.as_mut_ptr(),
+            c_stride: PANEL,
+            columns: PANEL,
+            accumulate: false,
+        };
+        let each = abreast.chunks_mut(PANEL).enumerate();
+        let blocks: Vec<_> = each.map(|(at, c)| block(at, c)).collect();
+        // SAFETY: the panel is whole, every block has a row and a result of its own, and the
+        // processor has at least these instructions.
+        unsafe {
+            block(0, rows).run::<E>(instructions, ABREAST);
+            Block::run_abreast::<E>(&blocks, instructions);
+        }
+        out
+    }
+
+    fn agrees<const E: Element>(panel: &[u8], inner: usize) {
+        let wanted = products::<E>(panel, inner, Instructions::Plain);
+        for instructions in [Instructions::Avx2, Instructions::Avx512] {
+            if instructions <= Instructions::detect() {
+                let found = products::<E>(panel, inner, instructions);
+                let (rows, abreast) = found.split_at(ABREAST * PANEL);
+                assert_eq!(rows, abreast, "element {E}, {instructions:?}");
+                let largest = wanted.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-5 * largest;
+                assert!(
+                    !wanted.iter().zip(&found).any(far),
+                    "element {E}, {instructions:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_reads_every_kind_of_number() {
+        let inner = 21;
+        let numbers: Vec<f32> = (0..inner * PANEL)
+            .map(|i| (i as f32 * 0.91).cos())
+            .collect();
+        fn bytes<const N: usize>(numbers: &[f32], of: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+            numbers.iter().flat_map(|x| of(*x)).collect()
+        }
+        agrees::<F32>(&bytes(&numbers, f32::to_ne_bytes), inner);
+        agrees::<F16>(
+            &bytes(&numbers, |x| half::f16::from_f32(x).to_ne_bytes()),
+            inner,
+        );
+        agrees::<BF16>(
+            &bytes(&numbers, |x| half::bf16::from_f32(x).to_ne_bytes()),
+            inner,
+        );
+        agrees::<I16>(
+            &bytes(&numbers, |x| ((x * 32_767.0) as i16).to_ne_bytes()),
+            inner,
+        );
     }
 }

@@ -19,6 +19,8 @@ pub(super) unsafe trait Plain: Copy + Send + Sync {}
 // SAFETY: numbers without invalid patterns.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
+unsafe impl Plain for i16 {}
+// SAFETY: as above.
 unsafe impl Plain for f16 {}
 // SAFETY: as above.
 unsafe impl Plain for bf16 {}
@@ -103,7 +105,7 @@ impl<T: Plain> DerefMut for Pages<T> {
 
 /// Gives the whole pages inside `values` back to the system. What was in them is 0 from
 /// then on, and takes memory again when it is written.
-pub(super) fn give_back(values: &mut [f32]) {
+pub(super) fn give_back<T: Plain>(values: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: it only reads a setting of the system.

@@ -2,6 +2,10 @@
 //! rotary positions. Sums run in sixteen lanes by index, so that a row's
 //! result depends on that row only.
 
+use std::ops::Range;
+
+use super::PANEL;
+
 const LANES: usize = 16;
 
 /// Compiles a loop once for each set of instructions and picks one when it is
@@ -69,28 +73,53 @@ fn exp(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// Turns one row of scores into weights: `softmax(scale * scores)`.
-    fn softmax_row(scores: &mut [f32], scale: f32) {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let mut chunks = scores.chunks_exact(LANES);
-        for chunk in &mut chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
+    /// Turns one row of scores into weights, those in `seen`, and the others into 0:
+    /// `softmax(scale * scores * keys) * values`. All rows are panels.
+    fn attention_weights(scores: &mut [f32], keys: &[f32], values: &[f32], seen: &Range<usize>, scale: f32) {
+        for (x, key) in scores.iter_mut().zip(keys) {
+            *x *= key;
+        }
+        scores[..seen.start].fill(f32::NEG_INFINITY);
+        scores[seen.end..].fill(f32::NEG_INFINITY);
+        let mut lanes = [f32::NEG_INFINITY; PANEL];
+        for panel in scores.chunks_exact(PANEL) {
+            for (lane, x) in lanes.iter_mut().zip(panel) {
                 *lane = if *x > *lane { *x } else { *lane };
             }
         }
-        let mut most = f32::NEG_INFINITY;
-        for x in lanes.iter().chain(chunks.remainder()) {
-            most = if *x > most { *x } else { most };
-        }
+        let most = fold(lanes, |a, b| if b > a { b } else { a });
         for x in scores.iter_mut() {
             *x = exp((*x - most) * scale);
         }
-        let sum = lane_sum(scores, |x| x);
-        let inverse = 1.0 / sum;
-        for x in scores.iter_mut() {
-            *x *= inverse;
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let mut lanes = [0f32; PANEL];
+        for panel in scores.chunks_exact(PANEL) {
+            for (lane, x) in lanes.iter_mut().zip(panel) {
+                *lane += x;
+            }
         }
+        let inverse = 1.0 / fold(lanes, |a, b| a + b);
+        for (x, value) in scores.iter_mut().zip(values) {
+            *x *= value * inverse;
+        }
+        // What nobody has written yet may be no number.
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
     }
+}
+
+/// Half with half until one is left: as many steps after one another as there are powers of two.
+#[inline(always)]
+fn fold(mut lanes: [f32; PANEL], with: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = PANEL / 2;
+    while half > 0 {
+        for at in 0..half {
+            lanes[at] = with(lanes[at], lanes[at + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 vectorised! {

@@ -2,7 +2,7 @@
 
 use super::super::{Shared, spread};
 use super::Buffers;
-use super::cache::{HeadCache, MOST_ROWS, Queries, Sight};
+use super::cache::{HeadCache, MOST_ROWS, Queries, Room, Sight};
 
 /// Attention of every row to every row of its group, for vision towers: `qkv`
 /// `[groups * positions, 3 * heads * head_dim]` to `[.., heads * head_dim]`.
@@ -31,8 +31,10 @@ pub(crate) fn attend_groups(
     spread(groups * heads, work, Buffers::default, |buffers, index| {
         let (group, head) = (index / heads, index % heads);
         let line = |row: usize| &qkv[(group * positions + row) * 3 * width + head * dim..];
-        let mut memory = vec![0.0; HeadCache::numbers(positions, dim)];
-        let mut cache = HeadCache::of(&mut memory, positions, dim);
+        let room = Room::new(positions, dim);
+        let mut numbers = vec![0; room.numbers()];
+        let mut scales = vec![0.0; room.scales()];
+        let mut cache = HeadCache::of(&mut numbers, &mut scales, room);
         for row in 0..positions {
             let line = line(row);
             cache.set(

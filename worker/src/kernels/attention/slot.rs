@@ -1,42 +1,47 @@
 //! Keys and values of one sequence: the heads of all layers, one after another in
-//! one piece of memory. It is taken from the system only as it fills, and can be
+//! two pieces of memory. They are taken from the system only as they fill, and can be
 //! given back.
 
 use super::super::pages::Pages;
 use super::HeadCache;
+use super::cache::Room;
 use std::ops::Range;
 
 /// Room for one sequence.
 #[derive(Debug)]
 pub(crate) struct SlotCache {
-    memory: Pages<f32>,
-    positions: usize,
-    channels: usize,
+    numbers: Pages<i16>,
+    scales: Pages<f32>,
+    heads: usize,
+    room: Room,
 }
 
 impl SlotCache {
     /// Room for `positions` positions of `heads` heads of `channels` channels.
     pub(crate) fn new(heads: usize, positions: usize, channels: usize) -> Self {
-        let each = HeadCache::numbers(positions, channels);
+        let room = Room::new(positions, channels);
         Self {
-            memory: Pages::small(heads * each),
-            positions,
-            channels,
+            numbers: Pages::small(heads * room.numbers()),
+            scales: Pages::small(heads * room.scales()),
+            heads,
+            room,
         }
     }
 
     /// The heads with these numbers.
-    pub(crate) fn heads(&mut self, numbers: Range<usize>) -> Vec<HeadCache<'_>> {
-        let each = HeadCache::numbers(self.positions, self.channels);
-        self.memory[numbers.start * each..numbers.end * each]
-            .chunks_mut(each)
-            .map(|memory| HeadCache::of(memory, self.positions, self.channels))
+    pub(crate) fn heads(&mut self, which: Range<usize>) -> Vec<HeadCache<'_>> {
+        let room = self.room;
+        let part = |each: usize| which.start * each..which.end * each;
+        let numbers = self.numbers[part(room.numbers())].chunks_mut(room.numbers());
+        let scales = self.scales[part(room.scales())].chunks_mut(room.scales());
+        numbers
+            .zip(scales)
+            .map(|(numbers, scales)| HeadCache::of(numbers, scales, room))
             .collect()
     }
 
     fn all(&mut self) -> Vec<HeadCache<'_>> {
-        let each = HeadCache::numbers(self.positions, self.channels);
-        self.heads(0..self.memory.len() / each.max(1))
+        self.heads(0..self.heads)
     }
 
     /// Copies the first `count` positions of a slot of the same kind.
@@ -83,7 +88,7 @@ mod tests {
     #[test]
     fn a_slot_takes_small_pages_whatever_the_system_prefers() {
         let slot = SlotCache::new(8, 4096, 64);
-        let flags = flags(slot.memory.as_ptr().addr());
+        let flags = flags(slot.numbers.as_ptr().addr());
         // A system that has no huge pages knows no such flag.
         if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             assert!(flags.split(' ').any(|flag| flag == "nh"), "{flags}");
