@@ -65,7 +65,7 @@ async fn first_tokens(table: &mut Table, worker: &Worker) {
         body
     };
     let short = |n: usize| visible(ask(&format!("{n} is short"), 2));
-    let long = |n: usize| visible(ask(&format!("{n} {}", "zq ".repeat(850)), 1));
+    let long = |n: usize| visible(ask(&format!("{n} {}", "zq ".repeat(655)), 1));
     let mut lone = Vec::new();
     for n in 0..5 {
         lone.push(read(worker, short(n)).await.first());
@@ -79,12 +79,15 @@ async fn first_tokens(table: &mut Table, worker: &Worker) {
     let tokens = worker.metric("llava_prompt_tokens_total", "").await - before[0];
     let chunks = (tokens / 128.0).ceil();
     let chunk = prefill.div_f64(chunks);
-    // A stream beside another such prompt: its longest pause is the longest chunk.
+    // A stream beside another such prompt pauses for each of its chunks, which cost the more the
+    // more comes before them, and more often for nothing but its own step.
     let (stream, _) = tokio::join!(
-        read(worker, visible(ask("a stream", 40))),
+        read(worker, visible(ask("a stream", 64))),
         after(Duration::from_millis(300), read(worker, long(200)))
     );
-    let pause = stream.longest_pause();
+    let pauses = stream.pauses();
+    let pause = *pauses.iter().max().unwrap();
+    let longest = pause - median(pauses);
     table.note(
         &format!("prefill of {tokens:.0} tokens alone"),
         format!(
@@ -95,11 +98,11 @@ async fn first_tokens(table: &mut Table, worker: &Worker) {
     );
     table.note(
         "longest pause of a stream beside such a prefill",
-        millis(pause),
+        format!("{}, {} of it the chunk", millis(pause), millis(longest)),
     );
     let mut beside = Vec::new();
     for n in 0..9usize {
-        let wait = prefill.mul_f64(0.1 + 0.07 * n as f64);
+        let wait = prefill.mul_f64(0.1 + 0.09 * n as f64);
         let (_, seen) = tokio::join!(
             read(worker, long(300 + n)),
             after(wait, read(worker, short(300 + n)))
@@ -117,8 +120,8 @@ async fn first_tokens(table: &mut Table, worker: &Worker) {
             millis(worst),
             millis(lone)
         ),
-        &format!("≤ alone + one chunk = {}", millis(lone + chunk)),
-        worst <= lone + chunk,
+        &format!("≤ alone + the longest chunk = {}", millis(lone + longest)),
+        worst <= lone + longest,
     );
 }
 

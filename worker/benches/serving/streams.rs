@@ -22,10 +22,10 @@ impl Seen {
         *self.pieces.first().expect("an answer has text") - self.asked
     }
 
-    /// The longest pause between two pieces.
-    pub(crate) fn longest_pause(&self) -> Duration {
+    /// The pauses between pieces.
+    pub(crate) fn pauses(&self) -> Vec<Duration> {
         let pauses = self.pieces.windows(2).map(|pair| pair[1] - pair[0]);
-        pauses.max().unwrap_or_default()
+        pauses.collect()
     }
 }
 
