@@ -98,7 +98,7 @@ def table(out):
         file = out / f"{subject}.jsonl"
         if file.exists():
             rounds[subject] = [json.loads(line) for line in file.read_text().splitlines()]
-    batches = sorted({stage["batch"] for all in rounds.values() for one in all for stage in one["stages"]})
+    batches = sorted({stage["batch"] for runs in rounds.values() for one in runs for stage in one["stages"]})
 
     def middle(subject, batch, key):
         found = [s[key] for one in rounds[subject] for s in one["stages"] if s["batch"] == batch and key in s]
@@ -108,21 +108,21 @@ def table(out):
     columns = "".join(f" decode {batch} |" for batch in batches)
     print(f"| {THREADS} threads | load s | memory MiB | vision s | prefill s |{columns}")
     print("|---|" + "---:|" * (4 + len(batches)))
-    for subject, all in rounds.items():
-        memory = statistics.median(one["memory"]["peak_bytes"] for one in all) / 2**20
-        load = statistics.median(one["load_seconds"] for one in all)
+    for subject, runs in rounds.items():
+        memory = statistics.median(one["memory"]["peak_bytes"] for one in runs) / 2**20
+        load = statistics.median(one["load_seconds"] for one in runs)
         cells = [show(load, 1), show(memory, 0)]
         cells += [show(middle(subject, 1, key), 2) for key in ("vision_seconds", "prefill_seconds")]
         cells += [show(middle(subject, batch, "decode_tokens_per_second"), 1) for batch in batches]
         print(f"| {(OURS | THEIRS)[subject]} | " + " | ".join(cells) + " |")
     print()
-    for subject, all in rounds.items():
-        for memory in (one["memory"] for one in all if "within" in one["memory"]):
+    for subject, runs in rounds.items():
+        for memory in (one["memory"] for one in runs if "within" in one["memory"]):
             verdict = "within" if memory["within"] else "MORE THAN"
             mib = {key: memory[key] / 2**20 for key in ("peak_bytes", "weight_bytes", "kv_bytes", "allowed_bytes")}
             print(f"{OURS[subject]}: {mib['peak_bytes']:,.0f} MiB, {verdict} weights {mib['weight_bytes']:,.0f} + kv "
                   f"{mib['kv_bytes']:,.0f} + 300 = {mib['allowed_bytes']:,.0f} MiB")
-    return all(one["memory"].get("within", True) for every in rounds.values() for one in every)
+    return all(one["memory"].get("within", True) for runs in rounds.values() for one in runs)
 
 
 def main():
