@@ -421,6 +421,7 @@ impl Effects {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
+    use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
     use serde_json::json;
 
@@ -464,5 +465,27 @@ mod tests {
         let error = effects.create(&object()).await.unwrap_err();
         assert!(begin.elapsed() <= rest + Duration::from_millis(1));
         assert!(error.leaves_doubt(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_came_too_late_is_no_failed_write() {
+        for (code, reason, failed) in [
+            (404, "NotFound", false),
+            (409, "Conflict", false),
+            (403, "Forbidden", true),
+            (500, "InternalError", true),
+        ] {
+            let client = Fake::default().client(move |_| fake::refusal(code, reason));
+            let claim = Claim::none();
+            claim.extend(shell::clock::now() + Duration::from_secs(60));
+            let mut registry = Registry::default();
+            let metrics = Metrics::register(&mut registry);
+            let effects = Effects::new(client, claim, &settings(), None, metrics);
+            assert!(effects.report(&object(), true).await.is_err());
+            let mut shown = String::new();
+            encode(&mut shown, &registry).unwrap();
+            let counted = shown.contains("llava_operator_write_errors_total{");
+            assert_eq!(counted, failed, "{code}: {shown}");
+        }
     }
 }

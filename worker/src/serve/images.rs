@@ -126,7 +126,7 @@ impl ImageReader {
     /// 400 that names the image and what is wrong with it.
     pub(super) async fn read<H: Send + 'static>(
         &self,
-        mut held: H,
+        held: H,
         sources: Vec<Source>,
     ) -> Result<(H, Vec<ImageInput>), Refusal> {
         let images = sources.len();
@@ -137,8 +137,7 @@ impl ImageReader {
                 .map(|source| this.header(source, images));
             headers.collect::<Result<Vec<_>, _>>()
         };
-        let sized;
-        (held, sized) = blocking(held, headers).await?;
+        let (mut held, sized) = blocking(held, headers).await?;
         let sized = sized?;
         // Images that leave no room for an answer are not decoded.
         let tokens = sized.iter().map(|image| image.tokens).sum();
