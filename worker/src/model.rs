@@ -18,7 +18,6 @@
 //! ```
 
 mod batch;
-mod beside;
 mod device;
 mod images;
 mod load;
@@ -34,11 +33,11 @@ use crate::arch::projector::Projector;
 use crate::arch::tower::Tower;
 use crate::config::{Family, ModelConfig};
 use crate::input::{ImageFeatures, Piece};
+use crate::kernels::beside::Beside;
 use crate::kernels::{alone, worth_sharing};
 use crate::kv::{KvCache, KvShape, KvView, Rows, Span};
 use crate::matmul::Maker;
 use crate::pixels::PixelValues;
-use beside::Beside;
 use candle_core::{DType, Tensor};
 use images::TileRows;
 use rayon::ThreadPool;
@@ -267,22 +266,42 @@ impl Model {
     /// The rows of every piece, one after another: `[rows, hidden]`.
     fn embed(&self, batch: &[Part]) -> Result<Tensor, ForwardError> {
         let hidden = self.config.text.hidden;
-        let mut parts = Vec::new();
+        let (mut parts, mut words) = (Vec::new(), Vec::new());
         for piece in batch.iter().flat_map(|part| &part.input) {
             match piece {
                 Piece::Tokens(ids) => {
-                    let mut rows = vec![0f32; ids.len() * hidden];
-                    for (row, id) in rows.chunks_mut(hidden).zip(ids) {
-                        self.decoder.embed(*id, row);
+                    for id in ids {
+                        words.resize(words.len() + hidden, 0f32);
+                        let row = words.len() - hidden;
+                        self.decoder.embed(*id, &mut words[row..]);
                     }
-                    parts.push(self.maker.tensor(rows, &[ids.len(), hidden])?);
                 }
                 Piece::Image { features, rows } => {
+                    self.take_words(&mut words, &mut parts)?;
                     parts.push(features.rows().narrow(0, rows.start, rows.len())?);
                 }
             }
         }
-        Ok(Tensor::cat(&parts, 0)?)
+        self.take_words(&mut words, &mut parts)?;
+        match parts.as_slice() {
+            [all] => Ok(all.clone()),
+            parts => Ok(Tensor::cat(parts, 0)?),
+        }
+    }
+
+    /// Makes the rows of neighbouring tokens one part.
+    fn take_words(
+        &self,
+        words: &mut Vec<f32>,
+        parts: &mut Vec<Tensor>,
+    ) -> Result<(), ForwardError> {
+        if !words.is_empty() {
+            let hidden = self.config.text.hidden;
+            let words = std::mem::take(words);
+            let shape = [words.len() / hidden, hidden];
+            parts.push(self.maker.tensor(words, &shape)?);
+        }
+        Ok(())
     }
 }
 

@@ -116,8 +116,7 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     with_values(a, |a| {
         on_cpu(b, b.dims(), |b, out| {
-            out.copy_from_slice(a);
-            pointwise::add_to(b, out);
+            pointwise::add(a, b, out);
         })
     })?
 }

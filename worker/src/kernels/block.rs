@@ -8,9 +8,6 @@ use super::{Instructions, PANEL};
 /// Most rows that one call may take.
 pub(super) const ROWS: usize = 12;
 
-/// Blocks of one row that are computed side by side.
-pub(super) const ABREAST: usize = 4;
-
 /// How a panel's numbers are stored.
 pub(super) type Element = u8;
 /// As f32.
@@ -19,8 +16,6 @@ pub(super) const F32: Element = 0;
 pub(super) const F16: Element = 1;
 /// As the upper half of an f32.
 pub(super) const BF16: Element = 2;
-/// As a whole number.
-pub(super) const I16: Element = 3;
 
 /// A few rows times one panel: `c[r][j] = sum over p of a[r][p] * panel[p][j]`.
 #[derive(Clone, Copy)]
@@ -64,62 +59,6 @@ impl Block {
         }
     }
 
-    /// Computes one row of each of `blocks`, which have the same `inner` and all columns and
-    /// begin at zero: [`ABREAST`] at a time, as a lone one waits for each of its additions
-    /// before the next. Each number is what [`Block::run`] gives, to the last bit.
-    ///
-    /// # Safety
-    /// As for [`Block::run`].
-    pub(super) unsafe fn run_abreast<const E: Element>(
-        blocks: &[Self],
-        instructions: Instructions,
-    ) {
-        let mut rest = blocks;
-        #[cfg(target_arch = "x86_64")]
-        while instructions == Instructions::Avx512
-            && let Some((some, others)) = rest.split_first_chunk::<ABREAST>()
-        {
-            // SAFETY: the caller's promise.
-            unsafe { Self::avx512_abreast::<E>(some) };
-            rest = others;
-        }
-        for block in rest {
-            // SAFETY: the caller's promise.
-            unsafe { block.run::<E>(instructions, 1) };
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn avx512_abreast<const E: Element>(blocks: &[Self; ABREAST]) {
-        use std::arch::x86_64::*;
-        // By index, so that all sums stay in registers.
-        let mut sums = [[_mm512_setzero_ps(); 2]; ABREAST];
-        let (mut rows, mut panels) = ([std::ptr::null(); ABREAST], [std::ptr::null(); ABREAST]);
-        for at in 0..ABREAST {
-            (rows[at], panels[at]) = (blocks[at].a, blocks[at].panel);
-        }
-        for p in 0..blocks[0].inner {
-            for at in 0..ABREAST {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let x = _mm512_set1_ps(*rows[at].add(p));
-                    let left = avx512_load::<E>(panels[at], p * PANEL);
-                    let right = avx512_load::<E>(panels[at], p * PANEL + 16);
-                    sums[at][0] = _mm512_fmadd_ps(x, left, sums[at][0]);
-                    sums[at][1] = _mm512_fmadd_ps(x, right, sums[at][1]);
-                }
-            }
-        }
-        for at in 0..ABREAST {
-            // SAFETY: the caller's promise.
-            unsafe {
-                _mm512_storeu_ps(blocks[at].c, sums[at][0]);
-                _mm512_storeu_ps(blocks[at].c.add(16), sums[at][1]);
-            }
-        }
-    }
-
     unsafe fn some_rows<const E: Element>(self, instructions: Instructions, rows: usize) {
         macro_rules! dispatch {
             ($kernel:ident, $($n:literal)*) => {
@@ -160,7 +99,6 @@ impl Block {
                         match E {
                             F16 => (*self.panel.cast::<half::f16>().add(at)).to_f32(),
                             BF16 => (*self.panel.cast::<half::bf16>().add(at)).to_f32(),
-                            I16 => f32::from(*self.panel.cast::<i16>().add(at)),
                             _ => *self.panel.cast::<f32>().add(at),
                         }
                     };
@@ -233,10 +171,6 @@ impl Block {
                         let half = _mm_loadu_si128(panel.cast::<u16>().add(at).cast());
                         _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))
                     }
-                    I16 => {
-                        let whole = _mm_loadu_si128(panel.cast::<i16>().add(at).cast());
-                        _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(whole))
-                    }
                     _ => _mm256_loadu_ps(panel.cast::<f32>().add(at)),
                 }
             }
@@ -303,7 +237,6 @@ unsafe fn avx512_load<const E: Element>(panel: *const u8, at: usize) -> std::arc
         match E {
             F16 => _mm512_cvtph_ps(half()),
             BF16 => _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half()), 16)),
-            I16 => _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half())),
             _ => _mm512_loadu_ps(panel.cast::<f32>().add(at)),
         }
     }
@@ -313,35 +246,31 @@ unsafe fn avx512_load<const E: Element>(panel: *const u8, at: usize) -> std::arc
 mod tests {
     use super::*;
 
-    /// Both ways through `blocks` rows of a panel whose bytes are of element `E`.
+    const COUNT: usize = 4;
+
+    /// Rows times a panel whose numbers are of element `E`.
     fn products<const E: Element>(
         panel: &[u8],
         inner: usize,
         instructions: Instructions,
     ) -> Vec<f32> {
-        let a: Vec<f32> = (0..ABREAST * inner)
+        let a: Vec<f32> = (0..COUNT * inner)
             .map(|i| (i as f32 * 0.37).sin())
             .collect();
-        let mut out = vec![0f32; 2 * ABREAST * PANEL];
-        let (rows, abreast) = out.split_at_mut(ABREAST * PANEL);
-        let block = |at: usize, c: &mut [f32]| Block {
-            a: a[at * inner..].as_ptr(),
+        let mut out = vec![0f32; COUNT * PANEL];
+        let block = Block {
+            a: a.as_ptr(),
             a_stride: inner,
             panel: panel.as_ptr(),
             inner,
-            c: c.as_mut_ptr(),
+            c: out.as_mut_ptr(),
             c_stride: PANEL,
             columns: PANEL,
             accumulate: false,
         };
-        let each = abreast.chunks_mut(PANEL).enumerate();
-        let blocks: Vec<_> = each.map(|(at, c)| block(at, c)).collect();
-        // SAFETY: the panel is whole, every block has a row and a result of its own, and the
-        // processor has at least these instructions.
-        unsafe {
-            block(0, rows).run::<E>(instructions, ABREAST);
-            Block::run_abreast::<E>(&blocks, instructions);
-        }
+        // SAFETY: the panel is whole, every row has a result of its own, and the processor has
+        // at least these instructions.
+        unsafe { block.run::<E>(instructions, COUNT) };
         out
     }
 
@@ -350,8 +279,6 @@ mod tests {
         for instructions in [Instructions::Avx2, Instructions::Avx512] {
             if instructions <= Instructions::detect() {
                 let found = products::<E>(panel, inner, instructions);
-                let (rows, abreast) = found.split_at(ABREAST * PANEL);
-                assert_eq!(rows, abreast, "element {E}, {instructions:?}");
                 let largest = wanted.iter().fold(0f32, |most, x| most.max(x.abs()));
                 let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-5 * largest;
                 assert!(
@@ -378,10 +305,6 @@ mod tests {
         );
         agrees::<BF16>(
             &bytes(&numbers, |x| half::bf16::from_f32(x).to_ne_bytes()),
-            inner,
-        );
-        agrees::<I16>(
-            &bytes(&numbers, |x| ((x * 32_767.0) as i16).to_ne_bytes()),
             inner,
         );
     }

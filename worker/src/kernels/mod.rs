@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod attention;
+pub(crate) mod beside;
 mod block;
 pub(crate) mod packed;
 mod pages;

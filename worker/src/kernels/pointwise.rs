@@ -73,45 +73,41 @@ fn exp(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// Turns one row of scores into weights, those in `seen`, and the others into 0:
-    /// `softmax(scale * scores * keys) * values`. All rows are panels.
-    fn attention_weights(scores: &mut [f32], keys: &[f32], values: &[f32], seen: &Range<usize>, scale: f32) {
-        for (x, key) in scores.iter_mut().zip(keys) {
-            *x *= key;
-        }
-        scores[..seen.start].fill(f32::NEG_INFINITY);
-        scores[seen.end..].fill(f32::NEG_INFINITY);
-        let mut lanes = [f32::NEG_INFINITY; PANEL];
-        for panel in scores.chunks_exact(PANEL) {
-            for (lane, x) in lanes.iter_mut().zip(panel) {
-                *lane = if *x > *lane { *x } else { *lane };
+    /// Turns one row of scores into `weight * value`, those in `seen`, and the others into 0. A weight
+    /// is `e^(scale * (score * key - most))`. Gives the sum of the weights and that of the products.
+    /// All rows are panels; what of them nobody has written may be no number.
+    fn attention_weights(scores: &mut [f32], keys: &[f32], values: &[f32], seen: &Range<usize>, scale: f32) -> [f32; 2] {
+        let (first, count) = (seen.start as u32, seen.len() as u32);
+        let mut most = [f32::NEG_INFINITY; PANEL];
+        for at in (0..scores.len()).step_by(PANEL) {
+            let (scores, keys) = (&mut scores[at..at + PANEL], &keys[at..at + PANEL]);
+            for i in 0..PANEL {
+                let inside = ((at + i) as u32).wrapping_sub(first) < count;
+                let x = if inside { scores[i] * keys[i] } else { f32::NEG_INFINITY };
+                scores[i] = x;
+                most[i] = if x > most[i] { x } else { most[i] };
             }
         }
-        let most = fold(lanes, |a, b| if b > a { b } else { a });
-        for x in scores.iter_mut() {
-            *x = exp((*x - most) * scale);
-        }
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
-        let mut lanes = [0f32; PANEL];
-        for panel in scores.chunks_exact(PANEL) {
-            for (lane, x) in lanes.iter_mut().zip(panel) {
-                *lane += x;
+        let most = fold(most, |a, b| if b > a { b } else { a });
+        let mut sums = [[0f32; PANEL]; 2];
+        for at in (0..scores.len()).step_by(PANEL) {
+            let (scores, values) = (&mut scores[at..at + PANEL], &values[at..at + PANEL]);
+            for i in 0..PANEL {
+                let inside = ((at + i) as u32).wrapping_sub(first) < count;
+                let weight = exp((scores[i] - most) * scale);
+                let weighed = if inside { weight * values[i] } else { 0.0 };
+                sums[0][i] += if inside { weight } else { 0.0 };
+                sums[1][i] += weighed;
+                scores[i] = weighed;
             }
         }
-        let inverse = 1.0 / fold(lanes, |a, b| a + b);
-        for (x, value) in scores.iter_mut().zip(values) {
-            *x *= value * inverse;
-        }
-        // What nobody has written yet may be no number.
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
+        sums.map(|sums| fold(sums, |a, b| a + b))
     }
 }
 
 /// Half with half until one is left: as many steps after one another as there are powers of two.
 #[inline(always)]
-fn fold(mut lanes: [f32; PANEL], with: impl Fn(f32, f32) -> f32) -> f32 {
+fn fold<T: Copy>(mut lanes: [T; PANEL], with: impl Fn(T, T) -> T) -> T {
     let mut half = PANEL / 2;
     while half > 0 {
         for at in 0..half {
@@ -251,6 +247,15 @@ fn erf(x: f32) -> f32 {
 }
 
 vectorised! {
+    /// `out = a + b`.
+    fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            *out = a + b;
+        }
+    }
+}
+
+vectorised! {
     /// `out += x`.
     fn add_to(x: &[f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
@@ -271,6 +276,53 @@ vectorised! {
             out_high[i] = high[i] * cos[i] + low[i] * sin[i];
         }
     }
+}
+
+vectorised! {
+    /// Rounds numbers to `out * scale`, the largest to the largest of 16 bits; gives the scale,
+    /// which is no number where one of these is none.
+    fn round_to_words(x: &[f32], out: &mut [i16]) -> f32 {
+        let scale = size(x) / f32::from(i16::MAX);
+        let inverse = 1.0 / scale;
+        for (out, x) in out.iter_mut().zip(x) {
+            // To a sum with this number, the nearest whole one is the last bits.
+            *out = (x * inverse + 12_582_912.0).to_bits() as i16;
+        }
+        scale
+    }
+}
+
+vectorised! {
+    /// Takes `inverse * x` apart: `high` is the nearest whole number and `low / fine` the rest. Where
+    /// there is no such number they are any.
+    fn split_in_words(x: &[f32], inverse: f32, fine: f32, high: &mut [i16], low: &mut [i16]) {
+        for ((x, high), low) in x.iter().zip(high).zip(low) {
+            let x = x * inverse;
+            let whole = x + 12_582_912.0;
+            *high = whole.to_bits() as i16;
+            let rest = (x - (whole - 12_582_912.0)) * fine;
+            *low = (rest + 12_582_912.0).to_bits() as i16;
+        }
+    }
+}
+
+vectorised! {
+    /// The largest of the numbers without their signs; none where one of them is none.
+    fn largest_size(x: &[f32]) -> f32 {
+        size(x)
+    }
+}
+
+#[inline(always)]
+fn size(x: &[f32]) -> f32 {
+    // The bits of numbers without a sign are in their order, and after them those of none.
+    let mut most = [0u32; PANEL];
+    for part in x.chunks(PANEL) {
+        for (most, x) in most.iter_mut().zip(part) {
+            *most = (*most).max(x.abs().to_bits());
+        }
+    }
+    f32::from_bits(fold(most, u32::max))
 }
 
 vectorised! {

@@ -1,6 +1,5 @@
 //! From a checkpoint's files to a model in memory.
 
-use super::beside::Beside;
 use super::device::{DeviceChoice, DeviceError};
 use super::{Model, ModelInfo, kv_shape};
 use crate::arch::decoder::Decoder;
@@ -9,6 +8,7 @@ use crate::arch::projector::Projector;
 use crate::arch::tower::Tower;
 use crate::checkpoint;
 use crate::config::ConfigError;
+use crate::kernels::beside::Beside;
 use crate::matmul::{Maker, WeightFormat};
 use crate::weights::WeightsError;
 use candle_core::DType;
@@ -93,7 +93,7 @@ pub enum LoadError {
     Device(#[from] candle_core::Error),
     /// The threads could not be started.
     #[error("failed to start the model's threads")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Model {
@@ -113,8 +113,10 @@ impl Model {
         let threads = ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("model-{index}"))
-            .build()?;
-        let beside = Beside::new(threads.current_num_threads())?;
+            .build()
+            .map_err(|error| LoadError::Threads(error.into()))?;
+        let beside = Beside::new(threads.current_num_threads())
+            .map_err(|error| LoadError::Threads(error.into()))?;
         let maker = Maker::new(device, options.computed_in());
         let (total, read) = (weights.elements().max(1), Cell::new(0usize));
         let count = |elements: usize| {

@@ -395,21 +395,35 @@ fn read_index(dir: &Path, path: &Path) -> Result<Vec<Shard>, WeightsError> {
         .collect()
 }
 
+/// Floats that are read by one thread.
+const FLOATS_AT_ONCE: usize = 1 << 14;
+
 /// The floats of little-endian `bytes`; `None` where `kind` is no float.
 pub(crate) fn floats(bytes: &[u8], kind: Kind) -> Option<Vec<f32>> {
-    fn read<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    let width = kind.bytes()?;
+    let mut all = vec![0f32; bytes.len() / width];
+    // Where there are none, the kind is looked at all the same.
+    read_floats(&[], kind, &mut [])?;
+    all.par_chunks_mut(FLOATS_AT_ONCE)
+        .zip(bytes.par_chunks(FLOATS_AT_ONCE * width))
+        .try_for_each(|(floats, bytes)| read_floats(bytes, kind, floats))?;
+    Some(all)
+}
+
+/// The same, written to `floats`.
+pub(crate) fn read_floats(bytes: &[u8], kind: Kind, floats: &mut [f32]) -> Option<()> {
+    fn read<const N: usize>(bytes: &[u8], floats: &mut [f32], one: impl Fn([u8; N]) -> f32) {
         let (numbers, _) = bytes.as_chunks::<N>();
-        numbers
-            .par_iter()
-            .with_min_len(1 << 14)
-            .map(|number| one(*number))
-            .collect()
+        for (float, number) in floats.iter_mut().zip(numbers) {
+            *float = one(*number);
+        }
     }
     match kind {
-        Kind::F32 => Some(read(bytes, f32::from_le_bytes)),
-        Kind::F16 => Some(read(bytes, |two| half::f16::from_le_bytes(two).to_f32())),
-        Kind::BF16 => Some(read(bytes, |two| half::bf16::from_le_bytes(two).to_f32())),
-        Kind::F64 => Some(read(bytes, |eight| f64::from_le_bytes(eight) as f32)),
-        _ => None,
+        Kind::F32 => read(bytes, floats, f32::from_le_bytes),
+        Kind::F16 => read(bytes, floats, |two| half::f16::from_le_bytes(two).to_f32()),
+        Kind::BF16 => read(bytes, floats, |two| half::bf16::from_le_bytes(two).to_f32()),
+        Kind::F64 => read(bytes, floats, |eight| f64::from_le_bytes(eight) as f32),
+        _ => return None,
     }
+    Some(())
 }

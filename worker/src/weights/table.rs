@@ -1,9 +1,9 @@
 //! An embedding table that stays in its file: a sequence needs few of its
 //! rows, so none is copied before it is asked for.
 
-use super::floats;
 use super::header::{Entry, Kind};
 use super::map::Mapped;
+use super::{floats, read_floats};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,7 +42,9 @@ impl Table {
     /// The table has no such row, or `row` is not one row long.
     pub fn row(&self, index: usize, row: &mut [f32]) {
         let bytes = &self.file[self.bytes.clone()][index * self.row_bytes..][..self.row_bytes];
-        row.copy_from_slice(&floats(bytes, self.kind).unwrap_or_default());
+        assert_eq!(row.len(), self.width, "a row of the table");
+        // A table is of floats.
+        let _ = read_floats(bytes, self.kind, row);
     }
 
     /// The first element that is no finite number.

@@ -1,16 +1,14 @@
 //! Keys and values of one head, in the panels that the products read, and the
 //! attention of a few query rows over them.
 
-use std::ops::Range;
-
-use super::super::block::{Block, I16, ROWS};
 use super::super::pages::give_back;
-use super::super::pointwise::attention_weights;
+use super::super::pointwise::{attention_weights, largest_size, round_to_words, split_in_words};
 use super::super::{Instructions, PANEL};
+use super::words::{Fine, LARGEST, Lane, WEIGHTS};
 
 /// Keys and values of one head: keys as panels of 32 positions
-/// `[positions / 32][channels][32]`, values as panels of 32 channels
-/// `[channels / 32][positions][32]`. Each position's key, and each value, is kept in whole
+/// `[positions / 32][channels / 2][32][2]`, values as panels of 32 channels
+/// `[channels / 32][positions / 2][32][2]`: what is added up stands in pairs. Each position's key, and each value, is kept in whole
 /// numbers of 16 bits with one scale, so that its largest number is the largest of these. That is
 /// read in half the time of f32, and is off by a 65,534th of the largest at most, where half
 /// precision is off by up to a 4,096th of every number.
@@ -43,7 +41,7 @@ impl Room {
 
     /// Whole numbers that one head takes.
     pub(super) fn numbers(self) -> usize {
-        self.positions * (self.channels + self.channels.next_multiple_of(PANEL))
+        self.positions * (even(self.channels) + self.channels.next_multiple_of(PANEL))
     }
 
     /// Scales that one head takes.
@@ -76,7 +74,7 @@ impl<'a> HeadCache<'a> {
             (room.numbers(), room.scales()),
             "a head fills its memory"
         );
-        let (keys, values) = numbers.split_at_mut(room.positions * room.channels);
+        let (keys, values) = numbers.split_at_mut(room.positions * even(room.channels));
         let (key_scales, value_scales) = scales.split_at_mut(room.positions);
         Self {
             keys,
@@ -90,24 +88,32 @@ impl<'a> HeadCache<'a> {
 
     /// Bytes that one position of one head takes.
     pub(crate) fn bytes_per_position(channels: usize) -> usize {
-        let numbers = channels + channels.next_multiple_of(PANEL);
+        let numbers = even(channels) + channels.next_multiple_of(PANEL);
         numbers * size_of::<i16>() + 2 * size_of::<f32>()
     }
 
-    /// Stores the key and value of `position`.
-    pub(crate) fn set(&mut self, position: usize, key: &[f32], value: &[f32]) {
+    /// Stores the key and value of `position`. `room` is any.
+    pub(crate) fn set(&mut self, position: usize, key: &[f32], value: &[f32], room: &mut Vec<i16>) {
+        let inner = even(self.channels);
+        room.clear();
+        room.resize(inner, 0);
+        self.key_scales[position] = round_to_words(key, room);
         let (panel, column) = (position / PANEL, position % PANEL);
-        let keys = &mut self.keys[panel * PANEL * self.channels..][..PANEL * self.channels];
-        let scales = [scale(key), scale(value)];
-        let [of_key, of_value] = scales.map(|scale| 1.0 / scale);
-        [self.key_scales[position], self.value_scales[position]] = scales;
-        for (channel, x) in key.iter().enumerate() {
-            keys[channel * PANEL + column] = whole(x * of_key);
+        let keys = &mut self.keys[panel * PANEL * inner..][..PANEL * inner];
+        let pairs = room.as_chunks::<2>().0;
+        for (keys, pair) in keys
+            .as_chunks_mut::<{ 2 * PANEL }>()
+            .0
+            .iter_mut()
+            .zip(pairs)
+        {
+            [keys[2 * column], keys[2 * column + 1]] = *pair;
         }
-        for (panel, part) in value.chunks(PANEL).enumerate() {
-            let at = (panel * self.positions + position) * PANEL;
-            for (to, x) in self.values[at..].iter_mut().zip(part) {
-                *to = whole(x * of_value);
+        self.value_scales[position] = round_to_words(value, room);
+        for (panel, part) in room[..self.channels].chunks(PANEL).enumerate() {
+            let at = (panel * self.positions + position / 2 * 2) * PANEL + position % 2;
+            for (to, x) in self.values[at..].iter_mut().step_by(2).zip(part) {
+                *to = *x;
             }
         }
     }
@@ -116,15 +122,15 @@ impl<'a> HeadCache<'a> {
     pub(super) fn copy_prefix(&mut self, other: &HeadCache<'_>, count: usize) {
         self.key_scales[..count].copy_from_slice(&other.key_scales[..count]);
         self.value_scales[..count].copy_from_slice(&other.value_scales[..count]);
-        let keys = count.next_multiple_of(PANEL) * self.channels;
+        let keys = count.next_multiple_of(PANEL) * even(self.channels);
         self.keys[..keys].copy_from_slice(&other.keys[..keys]);
         for panel in 0..self.channels.div_ceil(PANEL) {
             let (to, from) = (
                 panel * self.positions * PANEL,
                 panel * other.positions * PANEL,
             );
-            self.values[to..to + count * PANEL]
-                .copy_from_slice(&other.values[from..from + count * PANEL]);
+            let values = even(count) * PANEL;
+            self.values[to..to + values].copy_from_slice(&other.values[from..from + values]);
         }
     }
 
@@ -133,197 +139,141 @@ impl<'a> HeadCache<'a> {
         let kept = kept.next_multiple_of(PANEL).min(self.positions);
         give_back(&mut self.key_scales[kept..]);
         give_back(&mut self.value_scales[kept..]);
-        give_back(&mut self.keys[kept * self.channels..]);
+        give_back(&mut self.keys[kept * even(self.channels)..]);
         for panel in 0..self.channels.div_ceil(PANEL) {
             let all = panel * self.positions..(panel + 1) * self.positions;
             give_back(&mut self.values[(all.start + kept) * PANEL..all.end * PANEL]);
         }
     }
-
-    /// Turns the products of a query and the numbers of all keys from `first` on, some panels,
-    /// into what the numbers of the values are to be multiplied with.
-    fn weigh(&self, products: &mut [f32], first: usize, seen: Range<usize>, scale: f32) {
-        let panels = first..first + products.len();
-        attention_weights(
-            products,
-            &self.key_scales[panels.clone()],
-            &self.value_scales[panels],
-            &(seen.start - first..seen.end - first),
-            scale,
-        );
-    }
-
-    /// Attends query rows, writing `[rows, channels]`. `sight(r)` never ends
-    /// past what has been stored.
-    pub(super) fn attend(
-        &self,
-        queries: Queries<'_>,
-        sight: impl Fn(usize) -> Sight,
-        scale: f32,
-        out: &mut [f32],
-        scratch: &mut Vec<f32>,
-    ) {
-        let Queries {
-            values: queries,
-            stride: query_stride,
-            rows,
-        } = queries;
-        let channels = self.channels;
-        assert!((1..=MOST_ROWS).contains(&rows), "a block of queries");
-        assert!(
-            queries.len() >= (rows - 1) * query_stride + channels,
-            "queries fill their rows"
-        );
-        assert_eq!(out.len(), rows * channels, "the result fills its rows");
-        let instructions = Instructions::detect();
-        let first = (0..rows).map(|r| sight(r).first).min().unwrap_or(0) / PANEL * PANEL;
-        let end = (0..rows).map(|r| sight(r).end).max().unwrap_or(0);
-        assert!(
-            end <= self.positions && first < end,
-            "queries see stored positions"
-        );
-        let width = (end - first).next_multiple_of(PANEL);
-        scratch.clear();
-        scratch.resize(rows * width, 0.0);
-        for panel in first / PANEL..end.div_ceil(PANEL) {
-            // SAFETY: the panel is inside the keys, as `end` is inside the
-            // positions, and the scores have a column for each of its keys.
-            unsafe {
-                let block = Block {
-                    a: queries.as_ptr(),
-                    a_stride: query_stride,
-                    panel: self.keys.as_ptr().add(panel * PANEL * channels).cast(),
-                    inner: channels,
-                    c: scratch.as_mut_ptr().add(panel * PANEL - first),
-                    c_stride: width,
-                    columns: PANEL,
-                    accumulate: false,
-                };
-                block.run::<I16>(instructions, rows);
-            }
-        }
-        for (r, scores) in scratch.chunks_mut(width).enumerate() {
-            let sight = sight(r);
-            self.weigh(scores, first, sight.first..sight.end, scale);
-        }
-        for panel in 0..channels.div_ceil(PANEL) {
-            // SAFETY: the values of `first..end` are inside the panel, and the
-            // result has the columns that are written.
-            unsafe {
-                let block = Block {
-                    a: scratch.as_ptr(),
-                    a_stride: width,
-                    panel: self
-                        .values
-                        .as_ptr()
-                        .add((panel * self.positions + first) * PANEL)
-                        .cast(),
-                    inner: end - first,
-                    c: out.as_mut_ptr().add(panel * PANEL),
-                    c_stride: channels,
-                    columns: PANEL.min(channels - panel * PANEL),
-                    accumulate: false,
-                };
-                block.run::<I16>(instructions, rows);
-            }
-        }
-    }
 }
 
-/// Attends one query row of each of several heads, `[heads, channels]`, writing the same.
-/// `sight` never ends past what has been stored.
-pub(super) fn attend_one_row(
-    heads: &[HeadCache<'_>],
-    queries: &[f32],
-    sight: Sight,
+/// Attends query rows, each over the head that `head` gives for it, writing `[rows, channels]`.
+/// The heads are of one kind. `sight(r)` never ends past what has been stored.
+pub(super) fn attend<'a>(
+    head: impl Fn(usize) -> &'a HeadCache<'a>,
+    queries: Queries<'_>,
+    sight: impl Fn(usize) -> Sight,
     scale: f32,
     out: &mut [f32],
-    scratch: &mut Vec<f32>,
+    scratch: &mut Scratch,
 ) {
-    let (channels, positions) = (heads[0].channels, heads[0].positions);
-    assert_eq!(
-        queries.len(),
-        heads.len() * channels,
-        "a query for each head"
-    );
-    assert_eq!(out.len(), queries.len(), "a result for each query");
-    let Sight { first: low, end } = sight;
-    let first = low / PANEL * PANEL;
+    let rows = queries.rows;
+    let (channels, positions) = (head(0).channels, head(0).positions);
+    assert!((1..=MOST_ROWS).contains(&rows), "a block of queries");
+    assert_eq!(out.len(), rows * channels, "the result fills its rows");
+    let first = (0..rows).map(|r| sight(r).first).min().unwrap_or(0) / PANEL * PANEL;
+    let end = (0..rows).map(|r| sight(r).end).max().unwrap_or(0);
     assert!(
-        end <= positions && low < end,
+        end <= positions && first < end,
         "queries see stored positions"
     );
-    let width = (end - first).next_multiple_of(PANEL);
     let instructions = Instructions::detect();
-    scratch.clear();
-    scratch.resize(heads.len() * width, 0.0);
-    for ((head, query), scores) in heads
-        .iter()
-        .zip(queries.chunks(channels))
-        .zip(scratch.chunks_mut(width))
-    {
-        let panels = head.keys[first * channels..].chunks(PANEL * channels);
-        let block = |(panel, scores): (&[i16], &mut [f32])| Block {
-            a: query.as_ptr(),
-            a_stride: channels,
-            panel: panel.as_ptr().cast(),
-            inner: channels,
-            c: scores.as_mut_ptr(),
-            c_stride: width,
-            columns: PANEL,
-            accumulate: false,
-        };
-        let blocks: Vec<_> = panels.zip(scores.chunks_mut(PANEL)).map(block).collect();
-        // SAFETY: a panel is whole, and each has its own scores.
-        unsafe { Block::run_abreast::<I16>(&blocks, instructions) };
-        head.weigh(scores, first, low..end, scale);
+    let width = (end - first).next_multiple_of(PANEL);
+    let inner = channels.next_multiple_of(2);
+    let Scratch {
+        high,
+        low,
+        scores,
+        sums,
+    } = scratch;
+
+    let (most, fine) = Fine::of_inner(inner);
+    high.clear();
+    high.resize(rows * inner, 0);
+    low.clear();
+    low.resize(rows * inner, 0);
+    let mut scales = [0f32; MOST_ROWS];
+    for (r, of_row) in scales.iter_mut().enumerate().take(rows) {
+        let query = &queries.values[r * queries.stride..][..channels];
+        let largest = largest_size(query);
+        let parts = r * inner..r * inner + channels;
+        let (high, low) = (&mut high[parts.clone()], &mut low[parts]);
+        split_in_words(query, most / largest, fine.get(), high, low);
+        *of_row = scale * largest / most;
     }
-    for panel in 0..channels.div_ceil(PANEL) {
-        let columns = PANEL.min(channels - panel * PANEL);
-        let block = |((head, scores), out): ((&HeadCache<'_>, &[f32]), &mut [f32])| Block {
-            a: scores.as_ptr(),
-            a_stride: width,
-            panel: head.values
-                [(panel * positions + first) * PANEL..(panel * positions + end) * PANEL]
-                .as_ptr()
-                .cast(),
-            inner: end - first,
-            c: out[panel * PANEL..][..columns].as_mut_ptr(),
-            c_stride: channels,
-            columns,
-            accumulate: false,
-        };
-        let rows = heads.iter().zip(scratch.chunks(width));
-        let blocks: Vec<_> = rows.zip(out.chunks_mut(channels)).map(block).collect();
-        // SAFETY: the values lie inside their panel, and each head has its own result.
-        unsafe {
-            if columns == PANEL {
-                Block::run_abreast::<I16>(&blocks, instructions);
-            } else {
-                for block in blocks {
-                    block.run::<I16>(instructions, 1);
-                }
+    scores.clear();
+    scores.resize(rows * width, 0.0);
+    let mut lanes = Vec::with_capacity(rows * width / PANEL);
+    for at in (first..end).step_by(PANEL) {
+        for r in 0..rows {
+            lanes.push(Lane {
+                high: high[r * inner..].as_ptr(),
+                low: low[r * inner..].as_ptr(),
+                panel: head(r).keys[at * inner..][..PANEL * inner].as_ptr(),
+                out: scores[r * width + at - first..].as_mut_ptr(),
+            });
+        }
+    }
+    // SAFETY: each lane has a query, a whole panel, and scores of its own.
+    unsafe { Lane::run(&lanes, inner / 2, fine, instructions) };
+
+    high.clear();
+    high.resize(rows * width, 0);
+    low.clear();
+    low.resize(rows * width, 0);
+    let mut shares = [0f32; MOST_ROWS];
+    for (r, scores) in scores.chunks_exact_mut(width).enumerate() {
+        let (
+            head,
+            Sight {
+                first: low_end,
+                end,
+            },
+        ) = (head(r), sight(r));
+        let seen = low_end - first..end - first;
+        let (keys, values) = (&head.key_scales[first..], &head.value_scales[first..]);
+        let [all, weighed] = attention_weights(scores, keys, values, &seen, scales[r]);
+        let parts = r * width..(r + 1) * width;
+        let (high, low) = (&mut high[parts.clone()], &mut low[parts]);
+        split_in_words(scores, LARGEST / weighed, Fine::OF_WEIGHTS.get(), high, low);
+        shares[r] = weighed / LARGEST / all;
+    }
+    let panels = channels.div_ceil(PANEL);
+    sums.clear();
+    sums.resize(rows * panels * PANEL, 0.0);
+    // The same positions whatever is seen, so that a row's sums are.
+    for part in (first / WEIGHTS * WEIGHTS..end).step_by(WEIGHTS) {
+        let part = part.max(first)..(part + WEIGHTS).min(end.next_multiple_of(2));
+        lanes.clear();
+        for panel in 0..panels {
+            for r in 0..rows {
+                let values = &head(r).values[(panel * positions + part.start) * PANEL..];
+                lanes.push(Lane {
+                    high: high[r * width + part.start - first..].as_ptr(),
+                    low: low[r * width + part.start - first..].as_ptr(),
+                    panel: values[..part.len() * PANEL].as_ptr(),
+                    out: sums[(r * panels + panel) * PANEL..].as_mut_ptr(),
+                });
             }
+        }
+        // SAFETY: each lane has weights, the values of as many positions, and sums of its own.
+        unsafe { Lane::run(&lanes, part.len() / 2, Fine::OF_WEIGHTS, instructions) };
+    }
+    let rows = out
+        .chunks_exact_mut(channels)
+        .zip(sums.chunks_exact(panels * PANEL));
+    for ((out, sums), share) in rows.zip(shares) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = sum * share;
         }
     }
 }
 
-/// What whole numbers of 16 bits are multiplied with to give these.
-fn scale(values: &[f32]) -> f32 {
-    // The bits of numbers without a sign are in their order, and after them those of none.
-    let size = |x: &f32| x.abs().to_bits();
-    let largest = values.iter().map(size).max().unwrap_or(0);
-    f32::from_bits(largest) / f32::from(i16::MAX)
+/// What attention works in.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    high: Vec<i16>,
+    low: Vec<i16>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
 }
 
-/// The whole number nearest to `x`, which is a number of 16 bits: to a sum with this one it is
-/// the last bits.
-fn whole(x: f32) -> i16 {
-    (x + 12_582_912.0).to_bits() as i16
+fn even(channels: usize) -> usize {
+    channels.next_multiple_of(2)
 }
 
 /// Most query rows that are attended together.
-pub(super) const MOST_ROWS: usize = ROWS;
+pub(super) const MOST_ROWS: usize = 12;
 
 /// What a row at `position` may see: itself and what came before it, at most
 /// `window` positions.
@@ -347,7 +297,7 @@ mod tests {
         let mut scales = vec![f32::NAN; room.scales()];
         let mut head = HeadCache::of(&mut numbers, &mut scales, room);
         for (position, (key, value)) in keys.iter().zip(values).enumerate() {
-            head.set(position, key, value);
+            head.set(position, key, value, &mut Vec::new());
         }
         let mut out = vec![0.0; query.len()];
         let queries = Queries {
@@ -356,13 +306,13 @@ mod tests {
             rows: 1,
         };
         let all = sight(keys.len() - 1, None);
-        head.attend(queries, |_| all, 1.0, &mut out, &mut Vec::new());
-        let mut alone = vec![0.0; query.len()];
-        attend_one_row(&[head], query, all, 1.0, &mut alone, &mut Vec::new());
-        assert!(
-            out.iter()
-                .zip(&alone)
-                .all(|(a, b)| a.to_bits() == b.to_bits())
+        attend(
+            |_| &head,
+            queries,
+            |_| all,
+            1.0,
+            &mut out,
+            &mut Scratch::default(),
         );
         out
     }

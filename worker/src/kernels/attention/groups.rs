@@ -2,7 +2,7 @@
 
 use super::super::{Shared, spread};
 use super::Buffers;
-use super::cache::{HeadCache, MOST_ROWS, Queries, Room, Sight};
+use super::cache::{HeadCache, MOST_ROWS, Queries, Room, Sight, attend};
 
 /// Attention of every row to every row of its group, for vision towers: `qkv`
 /// `[groups * positions, 3 * heads * head_dim]` to `[.., heads * head_dim]`.
@@ -41,6 +41,7 @@ pub(crate) fn attend_groups(
                 row,
                 &line[width..width + dim],
                 &line[2 * width..2 * width + dim],
+                &mut buffers.whole,
             );
         }
         for first in (0..positions).step_by(MOST_ROWS) {
@@ -56,7 +57,8 @@ pub(crate) fn attend_groups(
                 stride: 3 * width,
                 rows,
             };
-            cache.attend(queries, sight, scale, out_rows, &mut buffers.scores);
+            let scratch = &mut buffers.scratch;
+            attend(|_| &cache, queries, sight, scale, out_rows, scratch);
             for (r, from) in out_rows.chunks(dim).enumerate() {
                 let at = (group * positions + first + r) * width + head * dim;
                 // SAFETY: the row and head are inside the result, and each is one task's.

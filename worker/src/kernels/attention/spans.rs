@@ -1,9 +1,8 @@
 //! Attention of a batch of sequences, each over what its slot holds.
 
-use super::super::block::ABREAST;
 use super::super::pointwise::rotate;
 use super::super::{Shared, spread, worth_sharing};
-use super::cache::{MOST_ROWS, Queries, attend_one_row, sight};
+use super::cache::{MOST_ROWS, Queries, attend, sight};
 use super::{Buffers, HeadCache};
 use crate::kv::{Rows, Span};
 use rayon::prelude::*;
@@ -45,8 +44,8 @@ impl Query<'_> {
         let mut tasks = Vec::new();
         for (at, span) in self.rows.spans.iter().enumerate() {
             if span.count == 1 && group == 1 {
-                for head in (0..self.heads).step_by(ABREAST) {
-                    let heads = (self.heads - head).min(ABREAST);
+                for head in (0..self.heads).step_by(MOST_HEADS) {
+                    let heads = (self.heads - head).min(MOST_HEADS);
                     tasks.push(Task {
                         at,
                         span: *span,
@@ -100,30 +99,37 @@ impl Query<'_> {
             .flat_map(|(heads, span)| heads.iter_mut().enumerate().map(move |head| (head, *span)))
             .collect();
         let rows: usize = self.rows.spans.iter().map(|span| span.count).sum();
-        let one = |((head, cache), span): &mut ((usize, &mut HeadCache<'_>), Span)| {
-            let mut key = vec![0f32; dim];
-            for offset in 0..span.count {
-                let row = span.row + offset;
-                let line = &qkv[row * self.width()..][..self.width()];
-                let from = (self.heads + *head) * dim;
-                let angles = row * half..(row + 1) * half;
-                rotate(
-                    &line[from..from + dim],
-                    &self.rows.cos[angles.clone()],
-                    &self.rows.sin[angles],
-                    &mut key,
-                );
-                let from = from + self.kv_heads * dim;
-                cache.set(span.start + offset, &key, &line[from..from + dim]);
-            }
-        };
+        let one =
+            |buffers: &mut Buffers,
+             ((head, cache), span): &mut ((usize, &mut HeadCache<'_>), Span)| {
+                let Buffers { key, whole, .. } = buffers;
+                key.resize(dim, 0.0);
+                for offset in 0..span.count {
+                    let row = span.row + offset;
+                    let line = &qkv[row * self.width()..][..self.width()];
+                    let from = (self.heads + *head) * dim;
+                    let angles = row * half..(row + 1) * half;
+                    rotate(
+                        &line[from..from + dim],
+                        &self.rows.cos[angles.clone()],
+                        &self.rows.sin[angles],
+                        key,
+                    );
+                    let from = from + self.kv_heads * dim;
+                    cache.set(span.start + offset, key, &line[from..from + dim], whole);
+                }
+            };
         if worth_sharing(rows * self.kv_heads * dim * STORING) {
-            heads.par_iter_mut().for_each(one);
+            heads.par_iter_mut().for_each_init(Buffers::default, one);
         } else {
-            heads.iter_mut().for_each(one);
+            let mut buffers = Buffers::default();
+            heads.iter_mut().for_each(|head| one(&mut buffers, head));
         }
     }
 }
+
+/// Most heads of one position that are attended together, each over keys of its own.
+const MOST_HEADS: usize = 4;
 
 /// Multiplications that take as long as storing a number in its panel.
 const STORING: usize = 16;
@@ -176,23 +182,13 @@ pub(crate) fn attend_spans(
         let sight = |r: usize| sight(task.span.start + place(r).0 - task.span.row, query.window);
         let queries = &buffers.queries[..count * dim];
         let out_rows = &mut buffers.out[..count * dim];
-        if let [cache] = caches {
-            let queries = Queries {
-                values: queries,
-                stride: dim,
-                rows: count,
-            };
-            cache.attend(queries, sight, scale, out_rows, &mut buffers.scores);
-        } else {
-            attend_one_row(
-                caches,
-                queries,
-                sight(0),
-                scale,
-                out_rows,
-                &mut buffers.scores,
-            );
-        }
+        let cache = |r: usize| &caches[r.min(caches.len() - 1)];
+        let queries = Queries {
+            values: queries,
+            stride: dim,
+            rows: count,
+        };
+        attend(cache, queries, sight, scale, out_rows, &mut buffers.scratch);
         for r in 0..count {
             let (row, head) = place(r);
             let from = &buffers.out[r * dim..][..dim];
