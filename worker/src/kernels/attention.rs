@@ -1,15 +1,18 @@
-//! Scaled dot-product attention on the processors: [`slot`] keeps keys and values
-//! of a sequence, [`cache`] is one head of it, [`words`] the products with what it holds, [`spans`] runs the sequences of a batch over theirs, and
-//! [`groups`] the tiles of a vision tower over themselves.
+//! Scaled dot-product attention on the processors: [`slot`] keeps keys and values of a sequence,
+//! and [`cache`] is one head of it. [`rows`] attends a few query rows, by the products of
+//! [`words`]; [`spans`] does so for the sequences of a batch, and [`groups`] for the tiles of a
+//! vision tower.
 
 mod cache;
 mod groups;
+mod rows;
 mod slot;
 mod spans;
 mod words;
 
-pub(crate) use cache::{HeadCache, sight};
+pub(crate) use cache::HeadCache;
 pub(crate) use groups::attend_groups;
+pub(crate) use rows::sight;
 pub(crate) use slot::SlotCache;
 pub(crate) use spans::{Query, attend_spans};
 
@@ -17,7 +20,7 @@ pub(crate) use spans::{Query, attend_spans};
 #[derive(Default)]
 struct Buffers {
     queries: Vec<f32>,
-    scratch: cache::Scratch,
+    scratch: rows::Scratch,
     out: Vec<f32>,
     key: Vec<f32>,
     whole: Vec<i16>,

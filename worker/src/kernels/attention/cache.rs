@@ -1,10 +1,8 @@
-//! Keys and values of one head, in the panels that the products read, and the
-//! attention of a few query rows over them.
+//! Keys and values of one head, in the panels that the products read.
 
+use super::super::PANEL;
 use super::super::pages::give_back;
-use super::super::pointwise::{attention_weights, largest_size, round_to_words, split_in_words};
-use super::super::{Instructions, PANEL};
-use super::words::{Fine, LARGEST, Lane, WEIGHTS};
+use super::super::pointwise::round_to_words;
 
 /// Keys and values of one head: keys as panels of 32 positions
 /// `[positions / 32][channels / 2][32][2]`, values as panels of 32 channels
@@ -14,13 +12,13 @@ use super::words::{Fine, LARGEST, Lane, WEIGHTS};
 /// precision is off by up to a 4,096th of every number.
 #[derive(Debug)]
 pub(crate) struct HeadCache<'a> {
-    keys: &'a mut [i16],
-    values: &'a mut [i16],
+    pub(super) keys: &'a mut [i16],
+    pub(super) values: &'a mut [i16],
     /// By position.
-    key_scales: &'a mut [f32],
-    value_scales: &'a mut [f32],
-    positions: usize,
-    channels: usize,
+    pub(super) key_scales: &'a mut [f32],
+    pub(super) value_scales: &'a mut [f32],
+    pub(super) positions: usize,
+    pub(super) channels: usize,
 }
 
 /// Room that heads of one kind take.
@@ -48,22 +46,6 @@ impl Room {
     pub(super) fn scales(self) -> usize {
         2 * self.positions
     }
-}
-
-/// What a query row may see: positions `first..end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sight {
-    pub(crate) first: usize,
-    pub(crate) end: usize,
-}
-
-/// Some query rows: row `r` begins at `values[r * stride]`.
-#[derive(Clone, Copy)]
-pub(super) struct Queries<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) stride: usize,
-    /// At most [`MOST_ROWS`].
-    pub(super) rows: usize,
 }
 
 impl<'a> HeadCache<'a> {
@@ -101,12 +83,8 @@ impl<'a> HeadCache<'a> {
         let (panel, column) = (position / PANEL, position % PANEL);
         let keys = &mut self.keys[panel * PANEL * inner..][..PANEL * inner];
         let pairs = room.as_chunks::<2>().0;
-        for (keys, pair) in keys
-            .as_chunks_mut::<{ 2 * PANEL }>()
-            .0
-            .iter_mut()
-            .zip(pairs)
-        {
+        let panels = keys.as_chunks_mut::<{ 2 * PANEL }>().0;
+        for (keys, pair) in panels.iter_mut().zip(pairs) {
             [keys[2 * column], keys[2 * column + 1]] = *pair;
         }
         self.value_scales[position] = round_to_words(value, room);
@@ -147,233 +125,7 @@ impl<'a> HeadCache<'a> {
     }
 }
 
-/// Attends query rows, each over the head that `head` gives for it, writing `[rows, channels]`.
-/// The heads are of one kind. `sight(r)` never ends past what has been stored.
-pub(super) fn attend<'a>(
-    head: impl Fn(usize) -> &'a HeadCache<'a>,
-    queries: Queries<'_>,
-    sight: impl Fn(usize) -> Sight,
-    scale: f32,
-    out: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    let rows = queries.rows;
-    let (channels, positions) = (head(0).channels, head(0).positions);
-    assert!((1..=MOST_ROWS).contains(&rows), "a block of queries");
-    assert_eq!(out.len(), rows * channels, "the result fills its rows");
-    let first = (0..rows).map(|r| sight(r).first).min().unwrap_or(0) / PANEL * PANEL;
-    let end = (0..rows).map(|r| sight(r).end).max().unwrap_or(0);
-    assert!(
-        end <= positions && first < end,
-        "queries see stored positions"
-    );
-    let instructions = Instructions::detect();
-    let width = (end - first).next_multiple_of(PANEL);
-    let inner = channels.next_multiple_of(2);
-    let Scratch {
-        high,
-        low,
-        scores,
-        sums,
-    } = scratch;
-
-    let (most, fine) = Fine::of_inner(inner);
-    high.clear();
-    high.resize(rows * inner, 0);
-    low.clear();
-    low.resize(rows * inner, 0);
-    let mut scales = [0f32; MOST_ROWS];
-    for (r, of_row) in scales.iter_mut().enumerate().take(rows) {
-        let query = &queries.values[r * queries.stride..][..channels];
-        let largest = largest_size(query);
-        let parts = r * inner..r * inner + channels;
-        let (high, low) = (&mut high[parts.clone()], &mut low[parts]);
-        split_in_words(query, most / largest, fine.get(), high, low);
-        *of_row = scale * largest / most;
-    }
-    scores.clear();
-    scores.resize(rows * width, 0.0);
-    let mut lanes = Vec::with_capacity(rows * width / PANEL);
-    for at in (first..end).step_by(PANEL) {
-        for r in 0..rows {
-            lanes.push(Lane {
-                high: high[r * inner..].as_ptr(),
-                low: low[r * inner..].as_ptr(),
-                panel: head(r).keys[at * inner..][..PANEL * inner].as_ptr(),
-                out: scores[r * width + at - first..].as_mut_ptr(),
-            });
-        }
-    }
-    // SAFETY: each lane has a query, a whole panel, and scores of its own.
-    unsafe { Lane::run(&lanes, inner / 2, fine, instructions) };
-
-    high.clear();
-    high.resize(rows * width, 0);
-    low.clear();
-    low.resize(rows * width, 0);
-    let mut shares = [0f32; MOST_ROWS];
-    for (r, scores) in scores.chunks_exact_mut(width).enumerate() {
-        let (
-            head,
-            Sight {
-                first: low_end,
-                end,
-            },
-        ) = (head(r), sight(r));
-        let seen = low_end - first..end - first;
-        let (keys, values) = (&head.key_scales[first..], &head.value_scales[first..]);
-        let [all, weighed] = attention_weights(scores, keys, values, &seen, scales[r]);
-        let parts = r * width..(r + 1) * width;
-        let (high, low) = (&mut high[parts.clone()], &mut low[parts]);
-        split_in_words(scores, LARGEST / weighed, Fine::OF_WEIGHTS.get(), high, low);
-        shares[r] = weighed / LARGEST / all;
-    }
-    let panels = channels.div_ceil(PANEL);
-    sums.clear();
-    sums.resize(rows * panels * PANEL, 0.0);
-    // The same positions whatever is seen, so that a row's sums are.
-    for part in (first / WEIGHTS * WEIGHTS..end).step_by(WEIGHTS) {
-        let part = part.max(first)..(part + WEIGHTS).min(end.next_multiple_of(2));
-        lanes.clear();
-        for panel in 0..panels {
-            for r in 0..rows {
-                let values = &head(r).values[(panel * positions + part.start) * PANEL..];
-                lanes.push(Lane {
-                    high: high[r * width + part.start - first..].as_ptr(),
-                    low: low[r * width + part.start - first..].as_ptr(),
-                    panel: values[..part.len() * PANEL].as_ptr(),
-                    out: sums[(r * panels + panel) * PANEL..].as_mut_ptr(),
-                });
-            }
-        }
-        // SAFETY: each lane has weights, the values of as many positions, and sums of its own.
-        unsafe { Lane::run(&lanes, part.len() / 2, Fine::OF_WEIGHTS, instructions) };
-    }
-    let rows = out
-        .chunks_exact_mut(channels)
-        .zip(sums.chunks_exact(panels * PANEL));
-    for ((out, sums), share) in rows.zip(shares) {
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = sum * share;
-        }
-    }
-}
-
-/// What attention works in.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    high: Vec<i16>,
-    low: Vec<i16>,
-    scores: Vec<f32>,
-    sums: Vec<f32>,
-}
-
-fn even(channels: usize) -> usize {
-    channels.next_multiple_of(2)
-}
-
-/// Most query rows that are attended together.
-pub(super) const MOST_ROWS: usize = 12;
-
-/// What a row at `position` may see: itself and what came before it, at most
-/// `window` positions.
-pub(crate) fn sight(position: usize, window: Option<usize>) -> Sight {
-    let end = position + 1;
-    Sight {
-        first: window.map_or(0, |window| end.saturating_sub(window)),
-        end,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A head of `keys` and `values`, one of each position, and what `query` attends to in it.
-    fn attended(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
-        let room = Room::new(keys.len(), query.len());
-        let mut numbers = vec![0; room.numbers()];
-        // What was there before is never seen.
-        let mut scales = vec![f32::NAN; room.scales()];
-        let mut head = HeadCache::of(&mut numbers, &mut scales, room);
-        for (position, (key, value)) in keys.iter().zip(values).enumerate() {
-            head.set(position, key, value, &mut Vec::new());
-        }
-        let mut out = vec![0.0; query.len()];
-        let queries = Queries {
-            values: query,
-            stride: query.len(),
-            rows: 1,
-        };
-        let all = sight(keys.len() - 1, None);
-        attend(
-            |_| &head,
-            queries,
-            |_| all,
-            1.0,
-            &mut out,
-            &mut Scratch::default(),
-        );
-        out
-    }
-
-    /// `count` rows of numbers that differ by `spread` in size.
-    fn rows(count: usize, channels: usize, spread: f32, seed: usize) -> Vec<Vec<f32>> {
-        let number = |n: usize| ((n * 7 + seed) as f32 * 0.713).sin() * spread.powi((n % 3) as i32);
-        (0..count)
-            .map(|row| {
-                (0..channels)
-                    .map(|at| number(row * channels + at))
-                    .collect()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn attention_is_off_by_less_than_a_ten_thousandth_of_the_largest_value() {
-        for (count, channels, spread) in [(1, 8, 1.0), (33, 40, 1.0), (90, 64, 4.0), (65, 32, 0.01)]
-        {
-            let (keys, values) = (
-                rows(count, channels, spread, 1),
-                rows(count, channels, spread, 2),
-            );
-            let query = &rows(1, channels, 0.3, 3)[0];
-            let dot = |key: &Vec<f32>| -> f64 {
-                key.iter()
-                    .zip(query)
-                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                    .sum()
-            };
-            let powers: Vec<f64> = keys.iter().map(|key| dot(key).exp()).collect();
-            let all: f64 = powers.iter().sum();
-            let largest = values
-                .iter()
-                .flatten()
-                .fold(0f32, |most, x| most.max(x.abs()));
-            for (at, found) in attended(query, &keys, &values).into_iter().enumerate() {
-                let parts = powers.iter().zip(&values);
-                let wanted: f64 = parts
-                    .map(|(power, value)| power / all * f64::from(value[at]))
-                    .sum();
-                let off = (f64::from(found) - wanted).abs();
-                assert!(
-                    off < 1e-4 * f64::from(largest),
-                    "{count}x{channels}: {found} {wanted}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn whole_numbers_give_back_zeros_exactly_and_what_is_no_number_as_none() {
-        let zeros = vec![vec![0.0; 8]; 3];
-        assert_eq!(attended(&[1.0; 8], &zeros, &zeros), [0.0; 8]);
-        for bad in [f32::NAN, f32::INFINITY] {
-            let mut values = zeros.clone();
-            values[1][2] = bad;
-            values[1][5] = 1.0;
-            let out = attended(&[1.0; 8], &zeros, &values);
-            assert!(out[2].is_nan(), "{bad}: {out:?}");
-        }
-    }
+/// What is added up in pairs is an even number.
+pub(super) fn even(count: usize) -> usize {
+    count.next_multiple_of(2)
 }

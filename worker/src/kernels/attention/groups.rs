@@ -2,7 +2,8 @@
 
 use super::super::{Shared, spread};
 use super::Buffers;
-use super::cache::{HeadCache, MOST_ROWS, Queries, Room, Sight, attend};
+use super::cache::{HeadCache, Room};
+use super::rows::{MOST_ROWS, Queries, Sight};
 
 /// Attention of every row to every row of its group, for vision towers: `qkv`
 /// `[groups * positions, 3 * heads * head_dim]` to `[.., heads * head_dim]`.
@@ -47,18 +48,18 @@ pub(crate) fn attend_groups(
         for first in (0..positions).step_by(MOST_ROWS) {
             let rows = (positions - first).min(MOST_ROWS);
             buffers.out.resize(MOST_ROWS * dim, 0.0);
-            let sight = |_| Sight {
-                first: 0,
-                end: positions,
-            };
             let out_rows = &mut buffers.out[..rows * dim];
             let queries = Queries {
                 values: line(first),
                 stride: 3 * width,
                 rows,
+                head: |_| &cache,
+                sight: |_| Sight {
+                    first: 0,
+                    end: positions,
+                },
             };
-            let scratch = &mut buffers.scratch;
-            attend(|_| &cache, queries, sight, scale, out_rows, scratch);
+            queries.attend(scale, out_rows, &mut buffers.scratch);
             for (r, from) in out_rows.chunks(dim).enumerate() {
                 let at = (group * positions + first + r) * width + head * dim;
                 // SAFETY: the row and head are inside the result, and each is one task's.

@@ -2,7 +2,7 @@
 
 use super::super::pointwise::rotate;
 use super::super::{Shared, spread, worth_sharing};
-use super::cache::{MOST_ROWS, Queries, attend, sight};
+use super::rows::{MOST_ROWS, Queries, sight};
 use super::{Buffers, HeadCache};
 use crate::kv::{Rows, Span};
 use rayon::prelude::*;
@@ -179,16 +179,15 @@ pub(crate) fn attend_spans(
                 &mut buffers.queries[r * dim..][..dim],
             );
         }
-        let sight = |r: usize| sight(task.span.start + place(r).0 - task.span.row, query.window);
-        let queries = &buffers.queries[..count * dim];
         let out_rows = &mut buffers.out[..count * dim];
-        let cache = |r: usize| &caches[r.min(caches.len() - 1)];
         let queries = Queries {
-            values: queries,
+            values: &buffers.queries[..count * dim],
             stride: dim,
             rows: count,
+            head: |r: usize| &caches[r.min(caches.len() - 1)],
+            sight: |r| sight(task.span.start + place(r).0 - task.span.row, query.window),
         };
-        attend(cache, queries, sight, scale, out_rows, &mut buffers.scratch);
+        queries.attend(scale, out_rows, &mut buffers.scratch);
         for r in 0..count {
             let (row, head) = place(r);
             let from = &buffers.out[r * dim..][..dim];

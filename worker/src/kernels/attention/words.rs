@@ -94,7 +94,8 @@ impl Lane {
                                 *self.panel.add((pair * PANEL + j) * 2 + of),
                             )
                         };
-                        *sum += i32::from(x) * i32::from(y);
+                        // What is no number may come as any.
+                        *sum = sum.wrapping_add(i32::from(x) * i32::from(y));
                     }
                 }
             }
