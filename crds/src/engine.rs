@@ -25,7 +25,7 @@ impl Default for Engine {
 }
 
 /// llava-worker's own engine. What is left out is chosen by the worker for its device.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NativeEngine {
     /// Number format of the computation. Default: bf16 on a GPU, f32 on a CPU.
@@ -42,6 +42,14 @@ pub struct NativeEngine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub max_running_requests: Option<i32>,
+    /// Hosts from which an `image_url` may be fetched, over HTTPS. Default: none; images come inside requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 253), pattern("^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub allowed_image_hosts: Vec<String>,
 }
 
 /// Number format of the computation.

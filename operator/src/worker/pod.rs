@@ -144,6 +144,9 @@ fn arguments(template: &WorkerTemplate) -> Vec<String> {
         "max-running-requests",
         native.max_running_requests.map(|count| count.to_string()),
     );
+    for host in native.allowed_image_hosts {
+        flag("allow-image-host", Some(host));
+    }
     flag(
         "conversation-template",
         template.model.conversation_template.clone(),
@@ -304,7 +307,7 @@ mod tests {
                 "source": {"huggingFace": {"repo": "llava-hf/llava-1.5-7b-hf", "revision": "main"}},
                 "base": {"persistentVolumeClaim": {"claimName": "vicuna"}},
             },
-            "engine": {"native": {"dtype": "bf16", "quantization": "int4", "contextLength": 4096}},
+            "engine": {"native": {"dtype": "bf16", "quantization": "int4", "contextLength": 4096, "allowedImageHosts": ["a.org", "b.org"]}},
             "drain": {"timeout": "1m30s"},
             "maxQueueLength": 16,
             "queueTimeoutSeconds": 30,
@@ -313,7 +316,7 @@ mod tests {
             line(&template),
             "serve --model hf://llava-hf/llava-1.5-7b-hf@main --base /base-model --model-name llava --model-alias llava-7b \
              --listen 0.0.0.0:8000 --admin-listen 0.0.0.0:9090 --dtype bf16 --quantization int4 --context-length 4096 \
-             --max-queue-length 16 --queue-timeout 30 --drain-timeout 90 --cache-dir /cache --lease \
+             --allow-image-host a.org --allow-image-host b.org --max-queue-length 16 --queue-timeout 30 --drain-timeout 90 --cache-dir /cache --lease \
              --termination-log /dev/termination-log"
         );
     }
