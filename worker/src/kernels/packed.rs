@@ -4,6 +4,7 @@
 use super::block::{BF16, Block, F16, F32};
 use super::pages::{Pages, Plain};
 use super::{Instructions, PANEL, Shared, worth_sharing};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,11 +47,11 @@ impl Panels {
 
     /// In the narrowest element that holds every one exactly.
     fn narrowest(weights: &[f32], inputs: usize) -> Self {
-        let all =
-            |exact: fn(f32) -> bool| weights.par_iter().with_min_len(1 << 14).all(|x| exact(*x));
-        if all(|x| bf16::from_f32(x).to_f32() == x) {
-            Self::BF16(pack(weights, inputs, bf16::from_f32))
-        } else if all(|x| f16::from_f32(x).to_f32() == x) {
+        let all = |are: fn(&[f32]) -> bool| weights.par_chunks(1 << 14).all(are);
+        if all(are_bf16) {
+            let upper = |x: f32| bf16::from_bits((x.to_bits() >> 16) as u16);
+            Self::BF16(pack(weights, inputs, upper))
+        } else if all(are_f16) {
             Self::F16(pack(weights, inputs, f16::from_f32))
         } else {
             Self::F32(pack(weights, inputs, |x| x))
@@ -177,16 +178,39 @@ impl Weights {
     }
 }
 
-fn pack<T: Plain>(weights: &[f32], inputs: usize, narrow: fn(f32) -> T) -> Pages<T> {
+/// Whether all are the upper halves of f32.
+fn are_bf16(numbers: &[f32]) -> bool {
+    let bits = numbers.iter().fold(0, |bits, x| bits | x.to_bits());
+    bits & 0xffff == 0
+}
+
+/// Whether all are exact in half precision.
+fn are_f16(numbers: &[f32]) -> bool {
+    let (mut narrow, mut wide) = ([f16::ZERO; AT_ONCE], [0f32; AT_ONCE]);
+    numbers.chunks(AT_ONCE).all(|numbers| {
+        let (narrow, wide) = (&mut narrow[..numbers.len()], &mut wide[..numbers.len()]);
+        narrow.convert_from_f32_slice(numbers);
+        narrow.convert_to_f32_slice(wide);
+        wide == numbers
+    })
+}
+
+/// Rows and columns that are packed together, so that what is written stays in the first cache.
+const AT_ONCE: usize = 32;
+
+fn pack<T: Plain>(weights: &[f32], inputs: usize, narrow: impl Fn(f32) -> T + Sync) -> Pages<T> {
     let outputs = weights.len() / inputs.max(1);
     let mut panels = Pages::huge(outputs.div_ceil(PANEL) * PANEL * inputs);
     panels
         .par_chunks_mut(PANEL * inputs)
         .zip(weights.par_chunks(PANEL * inputs))
         .for_each(|(panel, rows)| {
-            for (column, row) in rows.chunks(inputs).enumerate() {
-                for (p, weight) in row.iter().enumerate() {
-                    panel[p * PANEL + column] = narrow(*weight);
+            for (part, panel) in panel.chunks_mut(AT_ONCE * PANEL).enumerate() {
+                for (column, row) in rows.chunks(inputs).enumerate() {
+                    let row = &row[part * AT_ONCE..];
+                    for (to, weight) in panel.chunks_exact_mut(PANEL).zip(row) {
+                        to[column] = narrow(*weight);
+                    }
                 }
             }
         });

@@ -192,7 +192,7 @@ impl Weights {
         if let Some(adapter) = &self.adapter {
             adapter.add_to(ours, shape, rows.clone(), &mut values)?;
         }
-        match values.par_iter().position_first(|x| !x.is_finite()) {
+        match first_not_finite(&values) {
             None => Ok(values),
             Some(index) => Err(self.not_finite(place, rows.start * row + index, values[index])),
         }
@@ -393,6 +393,19 @@ fn read_index(dir: &Path, path: &Path) -> Result<Vec<Shard>, WeightsError> {
             }
         })
         .collect()
+}
+
+/// Where the first number stands that is not finite.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    let parts = values.par_chunks(FLOATS_AT_ONCE).enumerate();
+    parts.find_map_first(|(at, part)| {
+        // Most have none: this compiles to a few instructions for several numbers.
+        if part.iter().fold(true, |all, x| all & x.is_finite()) {
+            return None;
+        }
+        let inside = part.iter().position(|x| !x.is_finite())?;
+        Some(at * FLOATS_AT_ONCE + inside)
+    })
 }
 
 /// Floats that are read by one thread.
