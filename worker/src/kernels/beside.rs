@@ -13,7 +13,8 @@ use std::{io, mem};
 use shell::clock;
 
 /// How long a thread that has nothing to do stays awake. On a virtual machine it takes 30 to
-/// 60 µs until a sleeping one runs; from one step of a model to the next it is less.
+/// 60 µs until a sleeping one runs, and a call of the system to wake it; what lies between two
+/// steps of a small model takes less than this.
 const AWAKE: Duration = Duration::from_micros(200);
 
 /// Looks at what is waited for between two looks at the clock.

@@ -1,5 +1,5 @@
-//! Arithmetic on slices, with the instructions that the processor has: the one
-//! place of the worker where `unsafe` is allowed beside the memory map.
+//! Arithmetic on slices, with the instructions that the processor has, and the threads for
+//! it: the one place of the worker where `unsafe` is allowed beside the memory map.
 //!
 //! Every output number is summed in an order that depends only on its own row
 //! and column, never on how many rows are computed together or by how many

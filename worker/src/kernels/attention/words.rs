@@ -150,25 +150,25 @@ impl Lane {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2(self, pairs: usize, fine: f32) {
         use std::arch::x86_64::*;
-        let mut sums = [[_mm256_setzero_si256(); 4]; 2];
+        // Of eight columns each, the sum of high parts and that of low ones.
+        let mut sums = [[_mm256_setzero_si256(); 2]; 4];
         for pair in 0..pairs {
             // SAFETY: the caller's promise.
             unsafe {
                 let parts = [self.high, self.low]
                     .map(|part| _mm256_set1_epi32(part.cast::<i32>().add(pair).read_unaligned()));
-                for quarter in 0..4 {
+                for (quarter, sums) in sums.iter_mut().enumerate() {
                     let panel = self.panel.add(pair * 2 * PANEL + 16 * quarter);
                     let panel = _mm256_loadu_si256(panel.cast());
-                    for part in 0..2 {
-                        let product = _mm256_madd_epi16(parts[part], panel);
-                        sums[part][quarter] = _mm256_add_epi32(sums[part][quarter], product);
+                    for (sum, part) in sums.iter_mut().zip(parts) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(part, panel));
                     }
                 }
             }
         }
         let fine = _mm256_set1_ps(fine);
-        for quarter in 0..4 {
-            let [high, low] = [0, 1].map(|part| _mm256_cvtepi32_ps(sums[part][quarter]));
+        for (quarter, sums) in sums.into_iter().enumerate() {
+            let [high, low] = sums.map(|sum| _mm256_cvtepi32_ps(sum));
             // SAFETY: the caller's promise.
             unsafe {
                 let out = self.out.add(8 * quarter);
@@ -240,7 +240,7 @@ mod tests {
             let largest = |part: f32| inner as f64 * f64::from(part) * f64::from(LARGEST);
             assert!(largest(high) <= f64::from(i32::MAX), "{inner}");
             assert!(largest(fine.get() / 2.0) <= f64::from(i32::MAX), "{inner}");
-            assert!(high >= 256.0 && high <= LARGEST, "{inner}: {high}");
+            assert!((256.0..=LARGEST).contains(&high), "{inner}: {high}");
         }
         let weights = WEIGHTS as f64 * f64::from(Fine::OF_WEIGHTS.get() / 2.0);
         assert!(weights * f64::from(LARGEST) <= f64::from(i32::MAX));
