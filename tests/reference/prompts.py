@@ -195,7 +195,8 @@ def llama(mm_utils):
     folder = OUT / "llama"
     folder.mkdir(parents=True, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(CORPUS), model_prefix=str(folder / "tokenizer"), vocab_size=800, model_type="bpe", byte_fallback=True,
+        # The model remembers these: not the folders of a machine.
+        input=os.path.relpath(CORPUS), model_prefix=os.path.relpath(folder / "tokenizer"), vocab_size=800, model_type="bpe", byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True, split_digits=True,
         allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1,
     )
