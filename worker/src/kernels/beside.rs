@@ -5,7 +5,7 @@ use std::any::Any;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 use std::{io, mem};
@@ -101,20 +101,6 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
-    fn drop(&mut self) {
-        let helpers = self.helpers.get_mut();
-        for helper in helpers.unwrap_or_else(PoisonError::into_inner) {
-            helper.desk.state.store(CLOSED, Ordering::Release);
-            if let Some(thread) = helper.thread.take() {
-                thread.thread().unpark();
-                // It runs nothing that could panic.
-                let _ = thread.join();
-            }
-        }
-    }
-}
-
 /// Helpers with work, which borrows what outlives this.
 struct Handed<'a>(&'a [Helper]);
 
@@ -165,8 +151,19 @@ impl Helper {
     }
 }
 
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.desk.state.store(CLOSED, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It runs nothing that could panic.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl Desk {
-    fn piece(&self) -> std::sync::MutexGuard<'_, Option<Piece>> {
+    fn piece(&self) -> MutexGuard<'_, Option<Piece>> {
         self.piece.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -51,6 +51,15 @@ fn lane_sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
+/// The last bits of a sum with this number, 1.5 * 2^23, are the nearest whole one.
+const ROUND: f32 = 12_582_912.0;
+
+/// The whole number nearest to `x`, the even one of two; any where `x` is no number, or beyond 2^22.
+#[inline(always)]
+pub(super) fn nearest(x: f32) -> i32 {
+    ((x + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32)
+}
+
 /// Below this power of e, an f32 holds nothing.
 const SMALLEST_POWER: f32 = -87.3;
 
@@ -58,9 +67,8 @@ const SMALLEST_POWER: f32 = -87.3;
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let x = x.clamp(SMALLEST_POWER, 88.7);
-    // The last bits of so large a number are the nearest whole one.
-    let whole = x * std::f32::consts::LOG2_E + 12_582_912.0;
-    let n = whole - 12_582_912.0;
+    let whole = x * std::f32::consts::LOG2_E + ROUND;
+    let n = whole - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_2e-3;
@@ -285,8 +293,7 @@ vectorised! {
         let scale = size(x) / f32::from(i16::MAX);
         let inverse = 1.0 / scale;
         for (out, x) in out.iter_mut().zip(x) {
-            // To a sum with this number, the nearest whole one is the last bits.
-            *out = (x * inverse + 12_582_912.0).to_bits() as i16;
+            *out = nearest(x * inverse) as i16;
         }
         scale
     }
@@ -298,10 +305,9 @@ vectorised! {
     fn split_in_words(x: &[f32], inverse: f32, fine: f32, high: &mut [i16], low: &mut [i16]) {
         for ((x, high), low) in x.iter().zip(high).zip(low) {
             let x = x * inverse;
-            let whole = x + 12_582_912.0;
+            let whole = x + ROUND;
             *high = whole.to_bits() as i16;
-            let rest = (x - (whole - 12_582_912.0)) * fine;
-            *low = (rest + 12_582_912.0).to_bits() as i16;
+            *low = nearest((x - (whole - ROUND)) * fine) as i16;
         }
     }
 }
@@ -342,8 +348,7 @@ vectorised! {
         let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
         let mut sum = 0;
         for (out, x) in out.iter_mut().zip(x) {
-            // Adding and taking away 1.5 * 2^23 rounds to a whole number.
-            let whole = (x * inverse + 12_582_912.0).to_bits() as i32 - 0x4b40_0000;
+            let whole = nearest(x * inverse);
             *out = whole as i8;
             sum += whole;
         }

@@ -14,6 +14,7 @@ use crate::weights::WeightsError;
 use candle_core::DType;
 use rayon::ThreadPoolBuilder;
 use std::cell::Cell;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// How to load a checkpoint.
@@ -93,7 +94,7 @@ pub enum LoadError {
     Device(#[from] candle_core::Error),
     /// The threads could not be started.
     #[error("failed to start the model's threads")]
-    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Threads(#[from] io::Error),
 }
 
 impl Model {
@@ -114,9 +115,8 @@ impl Model {
             .num_threads(options.threads.unwrap_or(0))
             .thread_name(|index| format!("model-{index}"))
             .build()
-            .map_err(|error| LoadError::Threads(error.into()))?;
-        let beside = Beside::new(threads.current_num_threads())
-            .map_err(|error| LoadError::Threads(error.into()))?;
+            .map_err(io::Error::other)?;
+        let beside = Beside::new(threads.current_num_threads())?;
         let maker = Maker::new(device, options.computed_in());
         let (total, read) = (weights.elements().max(1), Cell::new(0usize));
         let count = |elements: usize| {

@@ -6,10 +6,10 @@ use super::super::pointwise::round_to_words;
 
 /// Keys and values of one head: keys as panels of 32 positions
 /// `[positions / 32][channels / 2][32][2]`, values as panels of 32 channels
-/// `[channels / 32][positions / 2][32][2]`: what is added up stands in pairs. Each position's key, and each value, is kept in whole
-/// numbers of 16 bits with one scale, so that its largest number is the largest of these. That is
-/// read in half the time of f32, and is off by a 65,534th of the largest at most, where half
-/// precision is off by up to a 4,096th of every number.
+/// `[channels / 32][positions / 2][32][2]`: what is added up stands in pairs. Each position's
+/// key, and each value, is kept in whole numbers of 16 bits with one scale, so that its largest
+/// number is the largest of these. That is read in half the time of f32, and is off by a 65,534th
+/// of the largest at most, where half precision is off by up to a 4,096th of every number.
 #[derive(Debug)]
 pub(crate) struct HeadCache<'a> {
     pub(super) keys: &'a mut [i16],

@@ -42,8 +42,7 @@ pub(super) fn round_group(weights: &[f32], bits: Bits, column: usize, bytes: &mu
     };
     for (p, weight) in weights.iter().enumerate() {
         let (quad, place) = (p / QUAD, p % QUAD);
-        // Adding 1.5 * 2^23 rounds to a whole number, without a call for each.
-        let whole = (weight * inverse + 12_582_912.0).to_bits() as i32 - 0x4b40_0000;
+        let whole = pointwise::nearest(weight * inverse);
         match bits {
             Bits::Eight => {
                 let stored = whole.clamp(-127, 127) + bits.zero();
