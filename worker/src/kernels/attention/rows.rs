@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::super::pointwise::{attention_weights, largest_size, split_in_words};
-use super::super::{Instructions, PANEL};
+use super::super::{Instructions, PANEL, Shared};
 use super::cache::{HeadCache, even};
 use super::words::{Fine, LARGEST, Lane, WEIGHTS};
 
@@ -111,6 +111,7 @@ where
             scratch.scales[r] = scale * largest / largest_part;
         }
         zeros(&mut scratch.scores, self.rows * width);
+        let scores = Shared(scratch.scores.as_mut_ptr());
         let mut lanes = Vec::with_capacity(self.rows * width / PANEL);
         for at in seen.clone().step_by(PANEL) {
             for r in 0..self.rows {
@@ -119,7 +120,8 @@ where
                     high: scratch.high[r * inner..].as_ptr(),
                     low: scratch.low[r * inner..].as_ptr(),
                     panel: keys.as_ptr(),
-                    out: scratch.scores[r * width + at - seen.start..].as_mut_ptr(),
+                    // SAFETY: the row has a place for each position of the panel.
+                    out: unsafe { scores.at(r * width + at - seen.start) },
                 });
             }
         }
@@ -153,6 +155,7 @@ where
         let panels = channels.div_ceil(PANEL);
         let width = seen.len().next_multiple_of(PANEL);
         zeros(&mut scratch.sums, self.rows * panels * PANEL);
+        let sums = Shared(scratch.sums.as_mut_ptr());
         let mut lanes = Vec::with_capacity(self.rows * panels);
         // Cut at the same positions whatever else is seen, so that a row's sums are the same.
         let cuts = (seen.start / WEIGHTS * WEIGHTS..seen.end).step_by(WEIGHTS);
@@ -168,7 +171,8 @@ where
                         high: scratch.high[weights..][..part.len()].as_ptr(),
                         low: scratch.low[weights..][..part.len()].as_ptr(),
                         panel: values.as_ptr(),
-                        out: scratch.sums[(r * panels + panel) * PANEL..].as_mut_ptr(),
+                        // SAFETY: the row has a place for each channel of the panel.
+                        out: unsafe { sums.at((r * panels + panel) * PANEL) },
                     });
                 }
             }
